@@ -1,0 +1,48 @@
+"""Compilation: numba's `njit` with a cache that any edit of the package invalidates.
+
+numba keys a cached function by the modification time of its own file only, so that a caller would go on
+running an old callee from another module. Here the cache folder carries a digest of every module of the
+package: an edit anywhere compiles anew, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+
+@functools.cache
+def cache_folder() -> str:
+    """The folder for compiled code: under `$XDG_CACHE_HOME/steersman`, named by the package's digest."""
+    package = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(package.rglob("*.py")):
+        status = source.stat()
+        digest.update(f"{source.relative_to(package)} {status.st_mtime_ns} {status.st_size}\n".encode())
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return str(root / "steersman" / digest.hexdigest()[:16])
+
+
+def njit(*args: Any, **options: Any) -> Any:
+    """`numba.njit` that releases the GIL and caches in `cache_folder()`. Same arguments as numba's."""
+    options = {"nogil": True, "cache": True, "error_model": "numpy", **options}
+    if len(args) == 1 and callable(args[0]) and not isinstance(args[0], numba.core.types.Type):
+        return _compile(numba.njit(**options), args[0])
+    decorate = numba.njit(*args, **options)
+    return lambda function: _compile(decorate, function)
+
+
+def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
+    # The setting is numba's only way to choose the folder, and is read while decorating.
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = cache_folder()
+    try:
+        return decorate(function)
+    finally:
+        numba.config.CACHE_DIR = before

@@ -1,0 +1,137 @@
+"""The fleet: which replicas there are, what each can do, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from steersman.runtime.config import Model, apply_sets, read_yaml, validate
+from steersman.runtime.cost import CostProfile, load_profile
+from steersman.runtime.errors import UserError
+
+# What a scheduler and the simulator know of a replica. The simulator reads it anew at every iteration, so that
+# limits and precision (hence coefficients) may change while it runs.
+REPLICA = np.dtype(
+    [
+        ("overhead_s", "f8"),
+        ("decode_a_s", "f8"),
+        ("decode_b_s", "f8"),
+        ("decode_c_s", "f8"),
+        ("prefill_a_s", "f8"),
+        ("prefill_b_s", "f8"),
+        ("prefill_c_s", "f8"),
+        ("price_per_hour", "f8"),
+        ("kv_tokens", "i8"),
+        ("max_model_len", "i8"),
+        ("max_num_seqs", "i4"),
+        ("token_budget", "i4"),  # tokens of one iteration, decodes and prefill together
+        ("model", "i4"),
+        ("region", "i4"),
+        ("up", "i4"),  # 1: may take requests
+    ],
+    align=True,
+)
+
+
+class Backend(Model):
+    """Where a live replica is. The simulator ignores it."""
+
+    kind: str = Field(description="a module of steersman.runtime.replica: `openai` or `embedded`")
+    options: dict[str, Any] = Field(default_factory=dict, description="keys of that backend's own model")
+
+
+class ReplicaGroup(Model):
+    """`count` equal replicas."""
+
+    name: str
+    count: int = Field(default=1, ge=1, le=1024)
+    profile: str = Field(description="cost profile: a shipped name or a .yaml file")
+    kv_tokens: int = Field(gt=0, description="tokens that the KV cache holds")
+    max_model_len: int = Field(default=131072, gt=0)
+    max_num_seqs: int = Field(default=256, ge=1)
+    token_budget: int = Field(default=2048, ge=1)
+    price_per_hour: float = Field(default=0.0, ge=0)
+    lease: Literal["reserved", "on-demand", "spot"] = "on-demand"
+    model: str = "default"
+    region: str = "default"
+    backend: Backend | None = None
+
+    @model_validator(mode="after")
+    def _budget_covers_batch(self) -> ReplicaGroup:
+        if self.token_budget < self.max_num_seqs:
+            raise ValueError(
+                f"token_budget {self.token_budget} must be at least max_num_seqs {self.max_num_seqs}: "
+                "every running sequence decodes one token per iteration"
+            )
+        return self
+
+
+class Fleet(Model):
+    """A fleet file."""
+
+    description: str
+    block_tokens: int = Field(default=16, ge=1, description="tokens of one block of the paged KV cache")
+    replicas: list[ReplicaGroup] = Field(min_length=1)
+
+    @property
+    def groups(self) -> list[ReplicaGroup]:
+        """The group of each replica, in order: one entry a replica."""
+        return [group for group in self.replicas for _ in range(group.count)]
+
+    @property
+    def names(self) -> list[str]:
+        """A name for each replica: the group's, numbered where it has several."""
+        return [f"{g.name}-{i}" if g.count > 1 else g.name for g in self.replicas for i in range(g.count)]
+
+    @property
+    def models(self) -> list[str]:
+        return sorted({group.model for group in self.replicas})
+
+    @property
+    def regions(self) -> list[str]:
+        return sorted({group.region for group in self.replicas})
+
+    @property
+    def price_per_hour(self) -> float:
+        return sum(group.price_per_hour for group in self.groups)
+
+    def table(self) -> np.ndarray:
+        """The fleet as a REPLICA array, (replicas,)."""
+        table = np.zeros(len(self.groups), REPLICA)
+        for row, group in zip(table, self.groups, strict=True):
+            set_profile(row, load_profile(group.profile))
+            for name in ("price_per_hour", "kv_tokens", "max_model_len", "max_num_seqs", "token_budget"):
+                row[name] = getattr(group, name)
+            row["kv_tokens"] -= row["kv_tokens"] % self.block_tokens
+            row["model"], row["region"] = self.models.index(group.model), self.regions.index(group.region)
+            row["up"] = 1
+        return table
+
+
+def set_profile(row: np.void, profile: CostProfile) -> None:
+    """Write a cost profile into one row of a REPLICA array."""
+    row["overhead_s"] = profile.overhead_s
+    row["decode_a_s"], row["decode_b_s"] = profile.decode_a_s, profile.decode_b_s_per_sequence
+    row["decode_c_s"] = profile.decode_c_s_per_token
+    row["prefill_a_s"], row["prefill_b_s"] = profile.prefill_a_s, profile.prefill_b_s_per_token
+    row["prefill_c_s"] = profile.prefill_c_s_per_token2
+
+
+def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
+    """The fleet in a YAML file.
+
+    Raises:
+        UserError: with what is wrong, in which key of which file.
+    """
+    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
+    if duplicates:
+        raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
+    try:
+        fleet.table()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return fleet

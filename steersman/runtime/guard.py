@@ -1,0 +1,51 @@
+"""Hard rules. They mask candidates with a reason, and no policy can override them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from steersman.runtime.compiled import njit
+
+
+class Reason(IntEnum):
+    """Why a candidate is masked."""
+
+    ALLOWED = 0
+    PADDING = 1
+    DOWN = 2  # not healthy, or draining
+    MODEL = 3  # serves another model
+    REGION = 4  # the request's data may not go there
+    CONTEXT = 5  # prompt and max_tokens exceed its context or its whole KV cache
+
+
+_ALLOWED, _PADDING, _DOWN, _MODEL, _REGION, _CONTEXT = (int(reason) for reason in Reason)
+
+
+@njit
+def guard(replicas, prompt_tokens, max_tokens, model, regions, mask, reasons):
+    """Fill `mask` (C,) bool and `reasons` (C,) int8 for one request over REPLICA (R,). Shed is always allowed.
+
+    Returns how many replicas are allowed.
+    """
+    allowed = 0
+    last = len(mask) - 1
+    for c in range(last):
+        reason = _ALLOWED
+        if c >= len(replicas):
+            reason = _PADDING
+        else:
+            rep = replicas[c]
+            if rep.up == 0:
+                reason = _DOWN
+            elif model >= 0 and rep.model != model:
+                reason = _MODEL
+            elif regions != 0 and (regions >> rep.region) & 1 == 0:
+                reason = _REGION
+            elif prompt_tokens + max_tokens > min(rep.max_model_len, rep.kv_tokens):
+                reason = _CONTEXT
+        mask[c] = reason == _ALLOWED
+        reasons[c] = reason
+        allowed += reason == _ALLOWED
+    mask[last] = True
+    reasons[last] = _ALLOWED
+    return allowed

@@ -1,0 +1,48 @@
+"""Requests as columns: what a workload produces and the simulator plays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from steersman.runtime.tenant import Tenant, tenant_table
+
+REQUEST = np.dtype(
+    [
+        ("arrival_s", "f8"),  # from the start of the episode, never falling
+        ("tenant", "i4"),  # index into the workload's tenants
+        ("prompt_tokens", "i4"),
+        ("output_tokens", "i4"),  # hidden from every policy until the request ends
+        ("max_tokens", "i4"),  # the client's limit on the output
+        ("block_start", "i8"),  # first of its prefix blocks in `Requests.blocks`
+        ("prompt_blocks", "i4"),  # full blocks of the prompt
+        ("block_count", "i4"),  # prompt_blocks, and the blocks that its output will fill where they are known
+        ("priority", "i4"),  # higher is more urgent
+        ("model", "i4"),  # index into the fleet's models; -1: any
+        ("regions", "i8"),  # bit mask over the fleet's regions that may hold its data; 0: any
+    ],
+    align=True,
+)
+
+
+@dataclass(frozen=True)
+class Requests:
+    """One episode of arrivals, in order of arrival.
+
+    `table` is a REQUEST array, (requests,). `blocks` holds int64 identities of prefix blocks of `block_tokens`
+    tokens: a block's identity stands for the whole prompt up to its end, so equal identities mean equal prefixes.
+    """
+
+    table: np.ndarray
+    blocks: np.ndarray
+    block_tokens: int
+    tenants: Mapping[str, Tenant]
+
+    @property
+    def tenant_table(self) -> np.ndarray:
+        return tenant_table(self.tenants)
+
+    def __len__(self) -> int:
+        return len(self.table)
