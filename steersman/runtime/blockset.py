@@ -26,20 +26,20 @@ NODE = np.dtype(
     ],
     align=True,
 )
-HEAD = np.dtype([("oldest", "i4"), ("newest", "i4"), ("free", "i4"), ("idle", "i4"), ("size", "i4"), ("_", "i4")])
+HEAD = np.dtype(
+    [("oldest", "i4"), ("newest", "i4"), ("free", "i4"), ("idle", "i4"), ("size", "i4"), ("capacity", "i4")]
+)
 
 
 @njit
-def clear(nodes, buckets, heads, r):
-    """Empty the set of replica `r`."""
+def clear(nodes, buckets, heads, r, capacity):
+    """Empty the set of replica `r`, which may hold `capacity` (at least 1, at most N) entries."""
     buckets[r, :] = -1
-    for i in range(nodes.shape[1]):
+    for i in range(capacity):
         nodes[r, i].chain = i + 1
-    if nodes.shape[1] > 0:
-        nodes[r, nodes.shape[1] - 1].chain = -1
-    heads[r].free = 0 if nodes.shape[1] > 0 else -1
-    heads[r].oldest = heads[r].newest = -1
-    heads[r].idle = heads[r].size = 0
+    nodes[r, capacity - 1].chain = -1
+    h = heads[r]
+    h.oldest, h.newest, h.free, h.idle, h.size, h.capacity = -1, -1, 0, 0, 0, capacity
 
 
 @njit(inline="always")
@@ -164,7 +164,7 @@ def touch(nodes, buckets, heads, r, keys):
     The last block goes first, so that no block is ever newer than one before it; keys that do not fit at all
     (more than the set holds) are left out from the end.
     """
-    fit = min(len(keys), nodes.shape[1])
+    fit = min(len(keys), heads[r].capacity)
     for k in range(fit - 1, -1, -1):
         i = find(nodes, buckets, r, keys[k])
         if i < 0:

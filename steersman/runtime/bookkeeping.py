@@ -83,19 +83,20 @@ def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_block_toke
         heads=np.zeros(len(replicas), blockset.HEAD),
     )
     assert tenants.dtype == TENANT
-    clear(book)
+    clear(book, replicas, prefix_block_tokens)
     return book
 
 
 @njit
-def clear(book):
+def clear(book, replicas, prefix_block_tokens):
     """Forget everything but the promises."""
     for r in range(len(book.views)):
         v = book.views[r]
         v.inflight = v.prefilling = v.prefill_tokens = v.prompt_tokens = v.context_tokens = 0.0
         v.prefill_since_s = v.prefill_rate = v.prefill_rate_at_s = 0.0
         v.running = v.waiting = v.kv_use = v.scraped_at_s = 0.0
-        blockset.clear(book.nodes, book.buckets, book.heads, r)
+        entries = max(1, replicas[r].kv_tokens // prefix_block_tokens)
+        blockset.clear(book.nodes, book.buckets, book.heads, r, entries)
     for t in range(len(book.tenants)):
         book.tenant_views[t].output_tokens = book.tenants[t].expected_output_tokens
         book.tenant_views[t].attainment = 1.0

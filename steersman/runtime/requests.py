@@ -39,10 +39,16 @@ class Requests:
     blocks: np.ndarray
     block_tokens: int
     tenants: Mapping[str, Tenant]
+    duration_s: float = 0.0  # length of the arrival window, over which rates are taken; 0: up to the last arrival
 
     @property
     def tenant_table(self) -> np.ndarray:
         return tenant_table(self.tenants)
+
+    @property
+    def window_s(self) -> float:
+        """The length of the arrival window in seconds."""
+        return self.duration_s or (float(self.table["arrival_s"][-1]) if len(self.table) else 0.0)
 
     def __len__(self) -> int:
         return len(self.table)

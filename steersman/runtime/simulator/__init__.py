@@ -1,0 +1,5 @@
+"""The simulator: a cluster of continuous-batching engines, compiled."""
+
+from steersman.runtime.simulator.simulator import SimulatedRuntime, evaluate
+
+__all__ = ["SimulatedRuntime", "evaluate"]
