@@ -98,9 +98,11 @@ def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     """The field names of the model that stands at `location` inside `model`, best effort."""
     current: Any = model
     for part in location:
-        candidates = _models_in(current.model_fields[part].annotation) if part in getattr(
-            current, "model_fields", {}
-        ) else [current]
+        candidates = (
+            _models_in(current.model_fields[part].annotation)
+            if part in getattr(current, "model_fields", {})
+            else [current]
+        )
         if not candidates:
             return []
         named = [c for c in candidates if c.__name__.lower() == part.lower()]

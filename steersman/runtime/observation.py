@@ -18,6 +18,7 @@ import numpy as np
 
 from steersman.runtime.bookkeeping import PREFILL_RATE_WINDOW_S, RATE_LONG_S, RATE_SHORT_S
 from steersman.runtime.compiled import njit
+from steersman.runtime.cost import chunk_s, iteration_s
 
 VERSION = 1
 
@@ -37,8 +38,16 @@ CANDIDATE = (
     Feature("is_replica", "bool", 0, 1, "1 for a replica, 0 for shed and padding"),
     Feature("inflight", "requests", 0, _BIG, "sent to it and not ended (own count)"),
     Feature("prefilling", "requests", 0, _BIG, "of these, without a first token yet (own count)"),
-    Feature("prefill_ahead", "tokens", 0, _BIG, "estimated uncached prompt tokens still to compute before this request"),
-    Feature("context_tokens", "tokens", 0, _BIG, "prompt and streamed tokens of its decoding requests (own count)"),
+    Feature(
+        "prefill_ahead",
+        "tokens",
+        0,
+        _BIG,
+        "estimated uncached prompt tokens still to compute before this request",
+    ),
+    Feature(
+        "context_tokens", "tokens", 0, _BIG, "prompt and streamed tokens of its decoding requests (own count)"
+    ),
     Feature("running", "requests", 0, _BIG, "batch size (scraped)"),
     Feature("waiting", "requests", 0, _BIG, "queue inside the engine (scraped)"),
     Feature("kv_use", "share", 0, 1, "KV blocks in use (scraped)"),
@@ -58,13 +67,21 @@ CANDIDATE = (
     Feature("tpot_chance", "share", 0, 1, "logistic of 8·tpot_slack"),
     Feature("kv_headroom", "share", -1e4, 1, "KV share free after this request and its expected output"),
     Feature("prefill_load", "ratio", 0, 1e4, "share of its time that recent prompts take"),
-    Feature("others_harmed", "requests", 0, _BIG, "in flight whose TPOT target is met without this request, not with it"),
+    Feature(
+        "others_harmed",
+        "requests",
+        0,
+        _BIG,
+        "in flight whose TPOT target is met without this request, not with it",
+    ),
     Feature("others_lost", "requests", 0, _BIG, "in flight whose TPOT target is missed anyway"),
     Feature("price", "currency/h", 0, _BIG, "price per hour"),
 )
 REQUEST = (
     Feature("prompt_tokens", "tokens", 0, _BIG, "prompt length"),
-    Feature("expected_output", "tokens", 0, _BIG, "the tenant's mean output length so far, at most max_tokens"),
+    Feature(
+        "expected_output", "tokens", 0, _BIG, "the tenant's mean output length so far, at most max_tokens"
+    ),
     Feature("waited", "s", 0, 1e4, "time since arrival"),
     Feature("ttft_slo", "s", 0, 1e4, "TTFT target"),
     Feature("tpot_slo", "s", 0, 1e4, "TPOT target"),
@@ -108,10 +125,9 @@ def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output)
     """
     rep, v = replica, view
     decoding = max(0.0, v.inflight - v.prefilling)
-    decode_step = rep.overhead_s + rep.decode_a_s + rep.decode_b_s * decoding + rep.decode_c_s * v.context_tokens
+    decode_step = iteration_s(rep, decoding, v.context_tokens, 0.0)
     chunk = max(1.0, rep.token_budget - decoding)
-    mixed_base = rep.overhead_s + rep.prefill_a_s + rep.decode_b_s * decoding + rep.decode_c_s * v.context_tokens
-    chunk_step = mixed_base + rep.prefill_b_s * chunk + rep.prefill_c_s * chunk * 0.5 * chunk
+    chunk_step = iteration_s(rep, decoding, v.context_tokens, chunk_s(rep, chunk, 0.0))
 
     ahead = v.prefill_tokens
     if ahead > 0.0:
@@ -120,24 +136,22 @@ def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output)
     full = math.floor(total / chunk)
     rest = total - full * chunk
     cached = prompt_tokens - uncached_tokens
-    attention = rep.prefill_c_s * uncached_tokens * (cached + max(0.0, uncached_tokens - chunk) * 0.5)
-    ttft = full * chunk_step + attention
+    ttft = full * chunk_step
+    ttft += rep.prefill_c_s * uncached_tokens * (cached + max(0.0, uncached_tokens - chunk) * 0.5)
     if rest > 0.0:
-        ttft += mixed_base + rep.prefill_b_s * rest + rep.prefill_c_s * rest * 0.5 * rest
+        ttft += iteration_s(rep, decoding, v.context_tokens, chunk_s(rep, rest, 0.0))
     if v.inflight > 0.0:
         ttft += 0.5 * (chunk_step if v.prefilling > 0.0 else decode_step)
 
     context = v.context_tokens + v.prompt_tokens
-    load = min(0.9, prefill_load(now, rep, v))
-    without = rep.overhead_s + rep.decode_a_s + rep.decode_b_s * v.inflight + rep.decode_c_s * context
-    without /= 1.0 - load
-    tpot = rep.overhead_s + rep.decode_a_s + rep.decode_b_s * (v.inflight + 1.0)
-    tpot = (tpot + rep.decode_c_s * (context + prompt_tokens)) / (1.0 - load)
+    rest_of_time = 1.0 - min(0.9, prefill_load(now, rep, v))
+    without = iteration_s(rep, v.inflight, context, 0.0) / rest_of_time
+    tpot = iteration_s(rep, v.inflight + 1.0, context + prompt_tokens, 0.0) / rest_of_time
 
     short = max(0.0, v.inflight + 1.0 - rep.max_num_seqs) / rep.max_num_seqs
     short += max(0.0, context + prompt_tokens - rep.kv_tokens) / rep.kv_tokens
     ttft += short * expected_output * tpot
-    prefill = rep.prefill_b_s * uncached_tokens + rep.prefill_c_s * uncached_tokens * (cached + 0.5 * uncached_tokens)
+    prefill = chunk_s(rep, uncached_tokens, cached)
     return Prediction(decode_step, prefill, ttft, tpot, without, ahead)
 
 
@@ -191,12 +205,8 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[10] = uncached
         row[11] = rep.kv_tokens
         row[12] = rep.max_num_seqs
-        row[13] = rep.token_budget / (
-            rep.overhead_s
-            + rep.prefill_a_s
-            + rep.prefill_b_s * rep.token_budget
-            + rep.prefill_c_s * 0.5 * rep.token_budget * rep.token_budget
-        )
+        budget = rep.token_budget * 1.0
+        row[13] = budget / iteration_s(rep, 0.0, 0.0, chunk_s(rep, budget, 0.0))
         row[14] = p.decode_step_s
         row[15] = p.prefill_s
         row[16] = p.ttft_s

@@ -131,7 +131,11 @@ def latency(values: np.ndarray) -> Latency:
 
 
 def summarise(
-    policy: str, episodes: list[Episode], replica_names: list[str], max_num_seqs: np.ndarray, price_per_hour: float
+    policy: str,
+    episodes: list[Episode],
+    replica_names: list[str],
+    max_num_seqs: np.ndarray,
+    price_per_hour: float,
 ) -> Summary:
     """The figures of `policy` over `episodes` on one fleet; all episodes have the same tenants."""
     duration = sum(e.duration_s for e in episodes)

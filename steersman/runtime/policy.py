@@ -28,7 +28,11 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
 
 SCORE = types.void(
-    types.Array(types.float32, 2, "C"), types.boolean[::1], types.float64[::1], types.float64[::1], types.float64[::1]
+    types.Array(types.float32, 2, "C"),
+    types.boolean[::1],
+    types.float64[::1],
+    types.float64[::1],
+    types.float64[::1],
 )
 NEVER = -1e30  # the score of a candidate that a policy would never choose
 
@@ -80,7 +84,9 @@ class CompiledPolicy:
         values = self.values.copy()
         for name, value in params.items():
             if name not in self.params:
-                raise UserError(f"policy {self.name!r} has no parameter {name!r}; {nearest(name, list(self.params))}")
+                raise UserError(
+                    f"policy {self.name!r} has no parameter {name!r}; {nearest(name, list(self.params))}"
+                )
             values[list(self.params).index(name)] = value
         return self.with_values(values)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from steersman.runtime import blockset, bookkeeping
 from steersman.runtime.compiled import njit
+from steersman.runtime.cost import chunk_s, iteration_s
 from steersman.runtime.outcomes import State as RequestState
 
 _DONE = int(RequestState.DONE)
@@ -164,7 +165,7 @@ def _preempt_last(s, requests, blocks, r):
 @njit
 def _prefill(s, requests, blocks, r, i, chunk):
     """Schedule `chunk` prefill tokens of a sequence, whose KV is available. Returns their seconds."""
-    e, q, rep = s.engines[r], s.sequences[i], s.replicas[r]
+    e, q = s.engines[r], s.sequences[i]
     before = q.computed
     _take(s, r, _blocks(s, before + chunk) - _blocks(s, before))
     q.computed = before + chunk
@@ -176,7 +177,7 @@ def _prefill(s, requests, blocks, r, i, chunk):
         e.partial = -1
     else:
         e.partial = i
-    return chunk * (rep.prefill_b_s + rep.prefill_c_s * (before + 0.5 * chunk))
+    return chunk_s(s.replicas[r], chunk, before)
 
 
 @njit
@@ -259,11 +260,11 @@ def _planned(s, requests, blocks, r, now):
     e.start, e.streamed = now, 0
     if scheduled > 0:
         e.mixed, e.steps, e.beta = 1, 1, 0.0
-        e.alpha = rep.overhead_s + rep.prefill_a_s + rep.decode_b_s * e.n_decode + rep.decode_c_s * e.context + prefill_s
+        e.alpha = iteration_s(rep, e.n_decode, e.context, prefill_s)
         _take(s, r, reserved)
     elif e.n_decode > 0:
         e.mixed = 0
-        e.alpha = rep.overhead_s + rep.decode_a_s + rep.decode_b_s * e.n_decode + rep.decode_c_s * e.context
+        e.alpha = iteration_s(rep, e.n_decode, e.context, 0.0)
         e.beta = rep.decode_c_s * e.n_decode
         e.steps = 1 if preempted and e.first_waiting >= 0 else _jump(s, r)
     else:
@@ -353,9 +354,7 @@ def complete(s, requests, blocks, outcomes, r):
         request = requests[q.request]
         if q.generated == 0:
             q.first_token = now
-            bookkeeping.first_token(
-                s.book, now, r, request.prompt_tokens, request.prompt_tokens - q.believed
-            )
+            bookkeeping.first_token(s.book, now, r, request.prompt_tokens, request.prompt_tokens - q.believed)
         else:
             bookkeeping.stream(s.book, r, 1)
         q.generated += 1

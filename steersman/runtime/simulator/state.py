@@ -66,7 +66,10 @@ SEQUENCE = np.dtype(
         ("base", "i8"),  # while decoding: computed tokens − the engine's counter
         ("request", "i4"),
         ("next", "i4"),  # in the waiting list or the free list
-        ("target", "i4"),  # tokens to compute before it decodes (prompt, and on recomputation its output so far)
+        (
+            "target",
+            "i4",
+        ),  # tokens to compute before it decodes (prompt, and on recomputation its output so far)
         ("computed", "i4"),
         ("generated", "i4"),
         ("held", "i4"),  # prefix blocks of the cache that it references
@@ -126,7 +129,9 @@ SECTIONS = 22
 _HEADER = 2 * SECTIONS + len(Shape._fields)
 
 
-def shape_of(replicas: np.ndarray, tenants: int, sequences: int, block_tokens: int, prefix_tokens: int) -> Shape:
+def shape_of(
+    replicas: np.ndarray, tenants: int, sequences: int, block_tokens: int, prefix_tokens: int
+) -> Shape:
     """The sizes for a fleet (REPLICA array) with room for `sequences` requests in flight."""
     nodes = max(1, int(replicas["kv_tokens"].max()) // prefix_tokens)
     return Shape(

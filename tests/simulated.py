@@ -31,7 +31,13 @@ TENANTS = {
 
 def fleet(*groups: dict[str, object]) -> Fleet:
     """A fleet of H100 replicas, each group with the given differences."""
-    base = {"name": "r", "profile": "llama-3.1-8b-h100-bf16", "kv_tokens": 20000, "max_num_seqs": 32, "token_budget": 512}
+    base = {
+        "name": "r",
+        "profile": "llama-3.1-8b-h100-bf16",
+        "kv_tokens": 20000,
+        "max_num_seqs": 32,
+        "token_budget": 512,
+    }
     made = [{**base, "name": f"r{i}", **g} for i, g in enumerate(groups)]
     return Fleet.model_validate({"description": "For tests.", "replicas": made})
 
@@ -43,13 +49,17 @@ def episode(
     tenant: object = 0,
     prefixes: object = None,
     block_tokens: int = 64,
+    max_tokens: object = None,
 ) -> Requests:
-    """Requests from columns. `prefixes`: a group number for each request; a group shares all its blocks."""
+    """Requests from columns. `prefixes`: a group number for each request; a group shares all its blocks.
+
+    `max_tokens` defaults to the output's length.
+    """
     arrivals = np.atleast_1d(np.asarray(arrival_s, float))
     table = np.zeros(len(arrivals), REQUEST)
     table["arrival_s"], table["tenant"] = arrivals, tenant
     table["prompt_tokens"], table["output_tokens"] = prompt, output
-    table["max_tokens"] = table["output_tokens"]
+    table["max_tokens"] = table["output_tokens"] if max_tokens is None else max_tokens
     table["model"] = -1
     blocks: list[np.ndarray] = []
     if prefixes is not None:

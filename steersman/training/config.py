@@ -1,0 +1,76 @@
+"""The training file: what to train on, and with which budget."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from steersman.runtime.config import Model
+from steersman.runtime.network import Architecture
+
+
+class SearchConfig(Model):
+    """CMA-ES. One budget for all: the learned policy and each tuned heuristic play as many episodes."""
+
+    population: int = Field(default=16, ge=4)
+    generations: int = Field(default=60, ge=1)
+    episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
+    pool: int = Field(default=48, ge=1, description="training episodes to draw from")
+    sigma: float = Field(default=0.15, gt=0)
+
+
+class ImitationConfig(Model):
+    """Behaviour cloning of the best heuristic: a warm start."""
+
+    episodes: int = Field(default=9, ge=1)
+    epochs: int = Field(default=12, ge=1)
+    batch: int = Field(default=2048, ge=32)
+    learning_rate: float = Field(default=3e-3, gt=0)
+
+
+class PpoConfig(Model):
+    """PPO (Schulman et al., 2017) through Stable-Baselines3; large minibatches, one torch thread."""
+
+    steps: int = Field(default=400_000, ge=1)
+    envs: int = Field(default=32, ge=1)
+    rollout: int = Field(default=128, ge=8, description="steps of each environment between updates")
+    batch: int = Field(default=2048, ge=32)
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    gamma: float = Field(default=0.99, gt=0, le=1)
+    gae_lambda: float = Field(default=0.9, ge=0, le=1)
+    clip: float = Field(default=0.1, gt=0)
+    entropy: float = Field(default=0.0, ge=0)
+    target_kl: float | None = 0.02
+
+
+class TrainingConfig(Model):
+    """A training file."""
+
+    description: str
+    workload: str = "default"
+    fleet: str = "default"
+    seed: int = 0
+    episode_s: float | None = Field(
+        default=None, gt=0, description="length of training episodes; default: the workload's"
+    )
+    loads: list[float] = Field(
+        default=[0.9, 1.05, 1.25],
+        min_length=1,
+        description="relative to the capacity of the best heuristic as shipped",
+    )
+    algorithms: list[Literal["cma-es", "ppo", "maskable-ppo"]] = Field(
+        default=["cma-es", "maskable-ppo"], min_length=1
+    )
+    reward: str = Field(default="slo", description="what PPO maximises: a module of steersman.envs.rewards")
+    architecture: Architecture = Architecture()
+    tune: list[str] = Field(
+        default=["push-shed"], description="heuristics to tune, each with the search budget"
+    )
+    compare: list[str] = Field(default=[], description="heuristics to compare with; default: all")
+    search: SearchConfig = SearchConfig()
+    imitation: ImitationConfig = ImitationConfig()
+    ppo: PpoConfig = PpoConfig()
+    validation_episodes: int = Field(default=6, ge=1)
+    held_out_episodes: int = Field(default=8, ge=2)
