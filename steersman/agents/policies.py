@@ -20,8 +20,8 @@ def heuristics() -> dict[str, CompiledPolicy]:
 def resolve(spec: str) -> CompiledPolicy:
     """The policy that `spec` means.
 
-    spec: `jsed` or `package.module:attribute`, either with parameters as in `jsed?decode_weight=0`; or the path of
-    a run folder or bundle (a folder or zip with policy.json).
+    spec: `jsed` or `package.module:attribute`, either with parameters as in `jsed?decode_weight=0`; or the
+    path of a run folder or bundle (a folder or zip with policy.json).
 
     Raises:
         UserError: there is no such policy, parameter or file, or a value is no number; names the nearest.

@@ -59,7 +59,7 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
 
 POLICY = CompiledPolicy(
     "aibrix-prefix",
-    "Sends to the best prefix match that is not overloaded, else to the fewest requests in flight, as AIBrix.",
+    "Sends to the best prefix match that is not overloaded, else to the fewest requests in flight.",
     score,
     {"imbalance": Param(8.0, 0.0, 64.0), "deviations": Param(1.0, 0.0, 4.0)},
 )

@@ -6,7 +6,7 @@ Formula: argmin s·max(0, P − c·O) + D, ties at random; c = 1, s = 1.
     D   tokens that its active requests and this prompt hold in the KV cache
 Dynamo counts P, O and D in blocks; the common factor does not change the choice, so tokens serve here.
 Source: NVIDIA Dynamo, `lib/kv-router` (overlap credit, `prefill_load_scale`, `router_temperature` 0).
-Inputs: prefill_ahead and prompt_tokens (P), matched_tokens (O), and kv_headroom, kv_tokens and expected_output:
+Inputs: prefill_ahead and prompt_tokens (P), matched_tokens (O), and kv_headroom, kv_tokens, expected_output:
 D = (1 − kv_headroom)·kv_tokens − expected_output.
 
     steersman evaluate --policy dynamo-kv

@@ -3,8 +3,9 @@
 Formula: argmin TTFT + d·E·TPOT, the first of equals; d = 1: the whole delay; 0: that of the first token.
     TTFT, TPOT   predicted for this request on the replica, from its cost profile and the work in flight
     E            expected output tokens
-Source: the shortest-expected-delay rule of queueing theory, which for equal servers is the shortest line (Winston,
-"Optimality of the Shortest Line Discipline", 1977). `steersman.runtime.observation.predict` predicts.
+Source: the shortest-expected-delay rule of queueing theory, which for equal servers is the shortest line
+(Winston, "Optimality of the Shortest Line Discipline", 1977). The predictions are those of
+`steersman.runtime.observation.predict`.
 Inputs: predicted_ttft, predicted_tpot, expected_output.
 
     steersman evaluate --policy jsed

@@ -54,7 +54,7 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
 
 POLICY = CompiledPolicy(
     "llmd-sticky",
-    "Keeps to replicas with most of the prompt cached until they saturate, and takes the least loaded of them.",
+    "Keeps to replicas with most of the prompt cached until they saturate, and takes the least loaded.",
     score,
     {
         "affinity": Param(0.8, 0.0, 1.0),

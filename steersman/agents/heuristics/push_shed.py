@@ -1,12 +1,12 @@
 """SLO-aware push with predictive shedding: the cheapest replica that keeps the promises, or none.
 
 A request is pushed to the viable replica of least cost. A replica is viable while its predicted times stay
-within thresholds relative to the targets and few others are harmed; where no replica is viable, the request would
-miss its targets anyway and delay others, and is shed.
+within thresholds relative to the targets and few others are harmed; where no replica is viable, the request
+would miss its targets anyway and delay others, and is shed.
 
 Formula:
     u = (waited + TTFT) / TTFT target, v = TPOT / TPOT target
-    z = log(TPOT target / strict) / log(loose / strict), clipped to [0, 1]: 0 for a strict class, 1 for a loose one
+    z = log(TPOT target / strict) / log(loose / strict), clipped to [0, 1]: 0 for a strict class, 1 loose
     x(z) = x_strict + z·(x_loose − x_strict)
     viable ⇔ u ≤ f·shed_ttft(z) and v ≤ f·shed_tpot(z) and H ≤ shed_harm
     f = max(0.1, 1 − fairness·(attainment of the tenant − that of the worst tenant))
@@ -18,8 +18,8 @@ Formula:
     H, G         others in flight whose TPOT target this request would break; that miss it anyway
     S, B         seconds to prefill this request; share of the replica's time that recent prompts take
     K, h         KV share left after this request and its output; share of the prompt in the prefix cache
-Source: this project. It has the shape of the strongest tuned heuristic of its prototype: a push cost relative to
-the SLO, and shed thresholds for each class.
+Source: this project. It has the shape of the strongest tuned heuristic of its prototype: a push cost relative
+to the SLO, and shed thresholds for each class.
 Inputs: ttft_slack (1 − u), tpot_slack (1 − v), tpot_slo, others_harmed, others_lost, prefill_time,
 prefill_load, kv_headroom, matched_tokens, prompt_tokens, tenant_attainment, worst_attainment.
 
@@ -127,7 +127,7 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
 
 POLICY = CompiledPolicy(
     "push-shed",
-    "Sends to the replica of least cost relative to the SLO, and sheds what none is predicted to serve in time.",
+    "Sends to the replica of least cost relative to the SLO, and sheds what none is likely to serve in time.",
     score,
     PARAMS,
 )

@@ -3,8 +3,8 @@
 Formula: argmin w·Q + R, the first of equals; w = 4.
     Q   requests waiting inside the engine
     R   sequences in its batch
-Source: vLLM, `vllm/v1/engine/core_client.py` (`DPLBAsyncMPClient`: `score = waiting * 4 + running`). vLLM also
-adds its own sends between two reports of an engine; here the columns are as fresh as the scrape.
+Source: vLLM, `vllm/v1/engine/core_client.py` (`DPLBAsyncMPClient`: `score = waiting * 4 + running`).
+vLLM also adds its own sends between two reports of an engine; here the columns are as fresh as the scrape.
 Inputs: waiting, running.
 
     steersman evaluate --policy vllm-data-parallel
