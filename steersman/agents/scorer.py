@@ -1,0 +1,78 @@
+"""The learned scorer in torch, for training. Its formula stands in `runtime/network.py`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, split
+from steersman.runtime.observation import CANDIDATE_FEATURES, WIDTH
+from steersman.runtime.scoring import LIMIT
+
+
+class Scorer(nn.Module):
+    """Scores candidates, each by itself: (…, C, WIDTH) → (…, C), float32.
+
+    A new scorer gives every candidate the score 0: a uniform policy. The hidden layers start at random.
+    """
+
+    scale: Tensor
+    width: Tensor
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        # Constants, not weights: outside the state dict.
+        self.register_buffer("scale", torch.from_numpy(SCALE).float(), persistent=False)
+        self.register_buffer("width", torch.from_numpy(NORM_WIDTH).float(), persistent=False)
+        self.bilinear = nn.Parameter(torch.zeros(CANDIDATE_FEATURES, 1 + len(architecture.gates)))
+        sizes = [WIDTH, *architecture.hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.output = nn.Linear(sizes[-1], 1, bias=False) if architecture.hidden else None
+        if self.output is not None:
+            nn.init.zeros_(self.output.weight)
+
+    @property
+    def linear_layers(self) -> list[nn.Linear]:
+        return [cast(nn.Linear, layer) for layer in self.layers]
+
+    def normalise(self, rows: Tensor) -> Tensor:
+        """Raw observations as the network sees them, same shape."""
+        return (torch.asinh(rows / self.scale) / self.width).clamp(-LIMIT, LIMIT)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        features = self.normalise(rows)
+        gates = features[..., self.architecture.gate_columns]
+        gates = torch.cat([torch.ones_like(features[..., :1]), gates], dim=-1)
+        scores = (features[..., :CANDIDATE_FEATURES] @ self.bilinear * gates).sum(-1)
+        if self.output is None:
+            return scores
+        for layer in self.layers:
+            features = torch.tanh(layer(features))
+        return scores + self.output(features).squeeze(-1)
+
+    def get_weights(self) -> np.ndarray:
+        """The trainable weights as one float64 vector, in the order of `Architecture.shapes`."""
+        arrays = [self.bilinear, *(p for layer in self.linear_layers for p in (layer.weight.T, layer.bias))]
+        if self.output is not None:
+            arrays.append(self.output.weight)
+        return torch.cat([a.detach().reshape(-1) for a in arrays]).cpu().numpy().astype(np.float64)
+
+    def set_weights(self, weights: np.ndarray) -> None:
+        """Set the trainable weights from such a vector, in place.
+
+        Raises:
+            UserError: its length does not fit the architecture, or a weight is not finite.
+        """
+        arrays = [torch.from_numpy(np.array(a, np.float32)) for a in split(self.architecture, weights)]
+        with torch.no_grad():
+            self.bilinear.copy_(arrays[0])
+            for i, layer in enumerate(self.linear_layers):
+                layer.weight.copy_(arrays[1 + 2 * i].T)
+                layer.bias.copy_(arrays[2 + 2 * i])
+            if self.output is not None:
+                self.output.weight.copy_(arrays[-1].reshape(1, -1))
