@@ -6,7 +6,7 @@ Under the run's folder, one TensorBoard run each:
     <phase>/         the curves of one learning algorithm
     best-heuristic/  the same tags, constant: a line beside the learned curve in every chart
 
-TensorBoard is imported when the first event is written.
+TensorBoard is imported when the first event is written, or found: a resumed run goes on in the same folders.
 """
 
 from __future__ import annotations
@@ -37,16 +37,20 @@ class Dashboard:
         self._folder = folder
         self._tenants, self._replicas = list(tenants), list(replicas)
         self._writers: dict[str, SummaryWriter] = {}
-        self._phase = ""
+        self._phase, self._budget = "", 0
         self._reference: Summary | None = None
-        self._reference_step = -1
-        self._written: set[str] = set()
+        self._written, self._reference_step = _earlier(folder)
         self._laid_out: set[str] = set()
         self._figures: dict[str, Figure] = {}
 
-    def phase(self, name: str) -> None:
-        """What follows belongs to the algorithm `name`, whose steps count in a TensorBoard run of its own."""
-        self._phase = name
+    def phase(self, name: str, budget: int = 0) -> None:
+        """What follows belongs to the algorithm `name` and goes to a TensorBoard run of its own.
+
+        budget: the steps that it will take in all, in its own unit (episodes of a search, decisions of PPO).
+        Where it is given, TensorBoard's step is in thousandths of it, so that algorithms share an axis, and
+        `train/steps` holds the algorithm's own.
+        """
+        self._phase, self._budget = name, budget
 
     def reference(self, summary: Summary, worth: float) -> None:
         """The best heuristic on the validation episodes: the line to beat."""
@@ -59,15 +63,18 @@ class Dashboard:
 
     def scalars(self, step: int, figures: Mapping[str, float]) -> None:
         """Values by tag (docs/dashboard.md) at `step` of the present phase; those not finite are left out."""
-        self._write(self._phase, step, figures)
+        if self._budget:
+            figures = {tags.STEPS: float(step), **figures}
+        self._write(self._phase, self._scaled(step), figures)
 
     def evaluation(self, step: int, summary: Summary, figures: Mapping[str, float]) -> None:
         """How the policy in training did on the validation episodes, and other values of the same step."""
-        self._write(self._phase, step, {**tags.promises(summary), **tags.fleet(summary), **figures})
+        self.scalars(step, {**tags.watched(summary), **figures})
+        step = self._scaled(step)
         # A later phase with smaller steps must not turn the line back: TensorBoard would forget its end.
         if self._reference is not None and step > self._reference_step:
             self._reference_step = step
-            self._write(REFERENCE, step, tags.promises(self._reference))
+            self._write(REFERENCE, step, tags.watched(self._reference))
         self._lay_out()
         for writer in self._writers.values():
             writer.flush()
@@ -124,6 +131,9 @@ class Dashboard:
             writer.close()
         self._writers.clear()
 
+    def _scaled(self, step: int) -> int:
+        return round(1000 * step / self._budget) if self._budget else step
+
     def _writer(self, name: str) -> SummaryWriter:
         if name not in self._writers:
             from torch.utils.tensorboard import SummaryWriter
@@ -153,3 +163,18 @@ class Dashboard:
         for message in protocol.hparams(dict(values), dict(metrics)):
             writer.file_writer.add_summary(message)
         self._write("", 0, metrics)
+
+
+def _earlier(folder: Path) -> tuple[set[str], int]:
+    """Scalar tags that the interrupted run wrote, and the last step of the reference line (-1: none)."""
+    written: set[str] = set()
+    last = -1
+    for part in sorted({path.parent for path in folder.rglob("events.out.tfevents.*")}):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        found = EventAccumulator(str(part), size_guidance={"images": 1, "tensors": 1}).Reload()
+        tags_here = found.Tags()["scalars"]
+        written.update(tags_here)
+        if part == folder / REFERENCE:
+            last = max((found.Scalars(tag)[-1].step for tag in tags_here), default=-1)
+    return written, last

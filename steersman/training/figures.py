@@ -21,6 +21,7 @@ from steersman.training.report import ranked
 LEARNED, HEURISTIC, OTHER, SLO = "#0f766e", "#d97706", "#b6bcc6", "#b91c1c"
 # Okabe and Ito's colours: told apart with any colour vision.
 TENANTS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
+SPAN = 30  # of the latency axis to both sides of the promise, a factor
 POINTS = 500  # of a curve: finer than its pixels
 
 
@@ -49,7 +50,7 @@ def figures(
 def goodput_bars(summaries: Sequence[Summary], learned: str, heuristic: str) -> Figure:
     """Goodput of each policy, requests per second, the best on top."""
     rows = ranked(summaries)
-    figure = _figure(9, 1.4 + 0.3 * len(rows))
+    figure = _figure(1.3 + 0.24 * len(rows), "Goodput on held-out episodes")
     axes = figure.subplots()
     values = [s.goodput_rps for s in rows]
     bars = axes.barh(
@@ -58,11 +59,10 @@ def goodput_bars(summaries: Sequence[Summary], learned: str, heuristic: str) -> 
     axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
     offered = max((s.offered_rps for s in rows), default=0.0)
     axes.axvline(offered, color=SLO, linewidth=1, linestyle="--")
-    axes.text(offered, -0.9, "offered ", color=SLO, fontsize=9, ha="right", va="bottom")
     _policies(axes, [s.policy for s in rows], learned)
     axes.set_xlim(0, max([offered, *values]) * 1.06)
     axes.set_xlabel("requests per second that met both SLOs")
-    axes.set_title("Goodput on held-out episodes", loc="left", fontweight="bold")
+    _legend(figure, [s.policy for s in rows], learned, heuristic, "offered")
     return figure
 
 
@@ -70,22 +70,20 @@ def attainment_bars(summaries: Sequence[Summary], learned: str) -> Figure:
     """Attainment of each policy, a bar a tenant; the black mark is the attainment over all requests."""
     rows = ranked(summaries)
     tenants = list(dict.fromkeys(name for s in rows for name in s.tenants))
-    figure = _figure(9, 1.6 + max(0.3, 0.16 * len(tenants)) * len(rows))
+    figure = _figure(1.3 + max(0.24, 0.13 * len(tenants)) * len(rows), "Attainment on held-out episodes")
     axes = figure.subplots()
     height = 0.8 / max(1, len(tenants))
     for i, tenant in enumerate(tenants):
         values = [100 * s.tenants[tenant].attainment if tenant in s.tenants else 0.0 for s in rows]
         places = np.arange(len(rows)) - 0.4 + height * (i + 0.5)
         axes.barh(places, values, height=height * 0.9, color=TENANTS[i % len(TENANTS)], label=tenant)
-    axes.scatter(
-        [100 * s.attainment for s in rows], range(len(rows)), marker="|", s=260, color="black",
-        linewidths=2, zorder=3, label="all requests",
-    )  # fmt: skip
+    for row, summary in enumerate(rows):
+        axes.vlines(100 * summary.attainment, row - 0.42, row + 0.42, color="black", linewidth=2)
     _policies(axes, [s.policy for s in rows], learned)
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of arrived requests that met both SLOs")
-    axes.set_title("Attainment on held-out episodes", loc="left", fontweight="bold")
-    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    handles = [*axes.get_legend_handles_labels()[0], Line2D([], [], color="black", label="all requests")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -94,50 +92,48 @@ def latency_cdf(
 ) -> Figure:
     """Share of arrived requests that were served within x seconds, a panel a tenant, a line a policy.
 
-    column: "ttft_s" or "tpot_s". Shed and failed requests never arrive, so such a line ends below 100 %.
+    column: "ttft_s" or "tpot_s". Shed and failed requests never end, so such a line stays below 100 %.
     """
     first = next(iter(episodes.values()), [])
     tenants = list(first[0].requests.tenants.items()) if first else []
-    figure = _figure(max(5.0, 4.4 * len(tenants)), 4.4)
     name = column.removesuffix("_s").upper()
-    panels = figure.subplots(1, max(1, len(tenants)), squeeze=False, sharey=True)[0]
+    figure = _figure(1.3 + 2.1 * len(tenants), f"{name} on held-out episodes")
+    panels = figure.subplots(max(1, len(tenants)), 1, squeeze=False, sharey=True)[:, 0]
     for index, (axes, (tenant, terms)) in enumerate(zip(panels, tenants, strict=False)):
         for policy in sorted(episodes, key=lambda p: (p == learned, p == heuristic)):
             values, arrived = _values(episodes[policy], column, index)
             if arrived:
                 x, y = _curve(values, arrived)
-                marked = policy in (learned, heuristic)
-                axes.plot(
-                    x, 100 * y, color=_colour(policy, learned, heuristic), linewidth=2 if marked else 0.9
-                )
+                colour, marked = _colour(policy, learned, heuristic), policy in (learned, heuristic)
+                axes.plot(x, 100 * y, color=colour, linewidth=2 if marked else 0.9)
         promise = getattr(terms.slo, column)
         axes.axvline(promise, color=SLO, linewidth=1, linestyle="--")
         axes.set_xscale("log")
-        axes.set_xlim(promise / 30, promise * 30)
-        axes.set_ylim(0, 100)
+        axes.set_xlim(promise / SPAN, promise * SPAN)
+        axes.set_ylim(0, 101)
         axes.grid(alpha=0.25)
-        axes.set_xlabel(f"{name} (s)")
-        axes.set_title(f"{tenant} (SLO {promise:g} s)", fontsize=10)
-    panels[0].set_ylabel("% of arrived requests served within")
-    figure.suptitle(f"{name} on held-out episodes", x=0.01, ha="left", fontweight="bold", fontsize=12)
-    others = any(policy not in (learned, heuristic) for policy in episodes)
-    shown = [(learned, LEARNED, 2.0), *([(heuristic, HEURISTIC, 2.0)] if heuristic != learned else [])]
-    figure.legend(
-        handles=[
-            *(Line2D([], [], color=c, linewidth=w, label=p) for p, c, w in shown if p in episodes),
-            *([Line2D([], [], color=OTHER, label="other policies")] if others else []),
-            Line2D([], [], color=SLO, linestyle="--", linewidth=1, label="SLO"),
-        ],
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-    )
+        axes.set_title(f"{tenant}: {promise:g} s promised", fontsize=10, loc="left")
+        axes.set_ylabel("% served within")
+    panels[-1].set_xlabel(f"{name}, seconds")
+    _legend(figure, list(episodes), learned, heuristic, "SLO")
     return figure
 
 
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+def _legend(figure: Figure, names: Sequence[str], learned: str, heuristic: str, line: str) -> None:
+    """The meaning of the colours, and of the dashed `line`."""
+    shown = [(learned, LEARNED), *([(heuristic, HEURISTIC)] if heuristic != learned else [])]
+    handles = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour in shown]
+    if any(name not in (learned, heuristic) for name in names):
+        handles.append(Line2D([], [], color=OTHER, linewidth=3, label="other policies"))
+    handles.append(Line2D([], [], color=SLO, linestyle="--", linewidth=1, label=line))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+
+
+def _figure(height: float, title: str) -> Figure:
+    """Narrow, so that its letters can still be read in TensorBoard's small cards; `height` in inches."""
+    figure = Figure(figsize=(6.4, height), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12)
+    return figure
 
 
 def _colour(policy: str, learned: str, heuristic: str) -> str:
@@ -148,7 +144,7 @@ def _policies(axes: Axes, names: Sequence[str], learned: str) -> None:
     axes.set_yticks(range(len(names)), names)
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         label.set_fontweight("bold" if name == learned else "normal")
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 
 from steersman.training import tags
 
+MAX_KINDS = 8  # of replicas, a chart each
+
 Layout = dict[str, dict[str, list]]
 
 TITLES = {
@@ -26,7 +28,9 @@ def layout(written: Collection[str], tenants: Sequence[str], replicas: Sequence[
     tags that are among `written` appear; charts and categories without any are left out.
     """
     known = set(written)
-    train = sorted(t for t in known if t.startswith("train/") and not t.startswith(tags.LOSSES))
+    train = sorted(t for t in known - {tags.REWARD, tags.STEPS} if t.startswith("train/"))
+    train = [t for t in train if not t.startswith(tags.LOSSES)]
+    kinds = _kinds(replicas)
     categories: dict[str, dict[str, list[str]]] = {
         "Does it beat the heuristics?": {
             "Attainment, all requests": [tags.ATTAINMENT_ALL],
@@ -39,18 +43,18 @@ def layout(written: Collection[str], tenants: Sequence[str], replicas: Sequence[
             **{f"TPOT P99 (s), {name}": [tags.tpot_p99_s(name)] for name in tenants},
         },
         "Where requests go": {
-            "Share of requests": [*(tags.action(name) for name in replicas), tags.ACTION_SHED],
-            "Share shed": [tags.ACTION_SHED],
+            **{f"Share of requests, {kind}": [tags.action(r) for r in own] for kind, own in kinds.items()},
+            "Share of requests, shed": [tags.ACTION_SHED],
         },
         "Replicas": {
-            "KV blocks in use": [tags.kv_use(name) for name in replicas],
-            "Occupancy (running / max_num_seqs)": [tags.occupancy(name) for name in replicas],
-            "Busy time": [tags.busy(name) for name in replicas],
+            **{f"KV blocks in use, {kind}": [tags.kv_use(r) for r in own] for kind, own in kinds.items()},
+            **{f"Occupancy, {kind}": [tags.occupancy(r) for r in own] for kind, own in kinds.items()},
+            **{f"Busy, {kind}": [tags.busy(r) for r in own] for kind, own in kinds.items()},
         },
         "Learning": {
             "Reward": [tags.REWARD],
             "Losses": sorted(t for t in known if t.startswith(tags.LOSSES)),
-            **{TITLES.get(tag, _plain(tag)): [tag] for tag in train if tag != tags.REWARD},
+            **{TITLES.get(tag, _plain(tag)): [tag] for tag in train},
             "Heuristics being tuned": sorted(t for t in known if t.startswith(tags.TUNED)),
         },
     }
@@ -66,6 +70,14 @@ def layout(written: Collection[str], tenants: Sequence[str], replicas: Sequence[
         if drawn:
             shown[category] = drawn
     return shown
+
+
+def _kinds(replicas: Sequence[str]) -> dict[str, list[str]]:
+    """Replicas that differ by a number at the end share a chart; all of them do where there are too many."""
+    kinds: dict[str, list[str]] = {}
+    for name in replicas:
+        kinds.setdefault(re.sub(r"[-_./ ]\d+$", "", name), []).append(name)
+    return kinds if len(kinds) <= MAX_KINDS else {"all": list(replicas)}
 
 
 def _plain(tag: str) -> str:

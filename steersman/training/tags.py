@@ -14,6 +14,7 @@ GOODPUT_RPS = "slo/goodput_rps"
 ACTION_SHED = "actions/shed"
 
 REWARD = "train/reward"
+STEPS = "train/steps"
 LOSSES = "train/loss/"
 TUNED = "tune/"
 
@@ -65,12 +66,13 @@ def _free(name: str, kind: str) -> str:
     return f"{name} ({kind})" if name in ("all", "worst", "shed") else name
 
 
-def promises(summary: Summary) -> dict[str, float]:
-    """What tenants were given: attainment, goodput, and latency where any request completed."""
+def watched(summary: Summary) -> dict[str, float]:
+    """What an evaluation shows: attainment, goodput, latency where any request completed, and the fleet."""
     values = {
         ATTAINMENT_ALL: summary.attainment,
         ATTAINMENT_WORST: summary.worst_tenant_attainment,
         GOODPUT_RPS: summary.goodput_rps,
+        ACTION_SHED: summary.shed / max(1, summary.arrived),
     }
     for name, tenant in summary.tenants.items():
         values[attainment(name)] = tenant.attainment
@@ -78,12 +80,6 @@ def promises(summary: Summary) -> dict[str, float]:
             values[ttft_p99_s(name)] = tenant.ttft_s.p99
         if tenant.tpot_s.p99 > 0:
             values[tpot_p99_s(name)] = tenant.tpot_s.p99
-    return values
-
-
-def fleet(summary: Summary) -> dict[str, float]:
-    """What replicas did, and where requests went."""
-    values = {ACTION_SHED: summary.shed / max(1, summary.arrived)}
     for replica in summary.replicas:
         values[action(replica.name)] = replica.share
         values[busy(replica.name)] = replica.busy
