@@ -135,9 +135,9 @@ def test_a_resumed_run_keeps_the_charts_and_the_line_of_the_first_part(tmp_path)
         dashboard.evaluation(step, summaries[1], figures)
         dashboard.close()
 
-    part("first", 500, {"train/sigma": 0.1})
+    part("first", 500, {"train/sigma": 0.1, "train/entropy": 1.0})
     for path in (tmp_path / "first").iterdir():
-        path.write_bytes(path.read_bytes()[:-7])  # killed in the middle of an event
+        path.write_bytes(path.read_bytes()[:-7])  # killed while it wrote the last event
     part("second", 50, {"train/kl": 0.1})
     # Both parts may fall into one second here, and then file names do not tell the later one.
     latest = max(tmp_path.glob("events.*"), key=lambda path: path.stat().st_mtime_ns)
