@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
-from pydantic import Field, FiniteFloat, JsonValue
+from pydantic import Field, JsonValue
 
 from steersman.runtime import observation
 from steersman.runtime.config import Model, validate
@@ -16,6 +16,9 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.network import Architecture, split
 
 FORMAT = 1  # of the bundle: of this model, the network's formula and its normaliser
+
+
+Weight = Annotated[float, Field(allow_inf_nan=False, ge=-3.4e38, le=3.4e38)]  # fits float32
 
 
 class Schema(Model):
@@ -49,7 +52,7 @@ class Manifest(Model):
     command: str = Field(description="what trained it")
     seeds: dict[str, int]
     scorecard: dict[str, JsonValue] = Field(description="held-out figures, baselines included")
-    weights: tuple[FiniteFloat, ...] = Field(description="as in the graph, for the compiled form")
+    weights: tuple[Weight, ...] = Field(description="as in the graph, for the compiled form")
     sha256: str = Field(default="", description="of the other keys, as `digest` computes it")
 
     @property

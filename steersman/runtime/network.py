@@ -57,7 +57,7 @@ NORMALISER = {
     "max_num_seqs": Range(64.0, 256.0),
     "prefill_speed": Range(10_000.0, 20_000.0),
     "decode_step": Range(0.02, 0.03),
-    "prefill_time": Range(0.05, 0.2),
+    "prefill_time": Range(0.02, 0.1),
     "predicted_ttft": Range(0.05, 0.5),
     "predicted_tpot": Range(0.02, 0.03),
     "ttft_slack": _SLACK,
