@@ -123,11 +123,11 @@ def parse(data: bytes, where: str) -> Manifest:
             "export the policy again with this version, or use the version that wrote it "
             f"({raw.get('steersman', 'unknown')})"
         )
-    _check_schema(validate(Schema, raw.get("observation"), f"{where}: observation"), where)
-    manifest = validate(Manifest, raw, where)
-    if manifest.sha256 != digest(raw):
+    # First of all: of a damaged file, no other complaint would be to the point.
+    if raw.get("sha256") != digest(raw):
         raise UserError(f"{where}: altered since it was written (its sha256 does not match); {REMEDY}")
-    return manifest
+    _check_schema(validate(Schema, raw.get("observation"), f"{where}: observation"), where)
+    return validate(Manifest, raw, where)
 
 
 REMEDY = "copy the bundle anew or export the policy again"
