@@ -1,0 +1,167 @@
+"""The workload file: tenants, each with a promise and a source, and the episodes drawn from them."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from steersman.runtime.config import Model, apply_sets, read_yaml, validate
+from steersman.runtime.errors import UserError
+from steersman.runtime.plugins import nearest
+from steersman.runtime.requests import REQUEST, Requests
+from steersman.runtime.tenant import Tenant
+from steersman.runtime.workload._blocks import separate
+from steersman.runtime.workload._source import Files, Source, Split, Stream, make_source
+
+
+class WorkloadTenant(Tenant):
+    """A tenant, and where its requests come from."""
+
+    source: dict[str, Any] = Field(
+        description="kind: synthetic, azure, mooncake or pkg.module:attribute, with its options"
+    )
+    model: str | None = Field(default=None, description="the model that it asks for; default: any")
+    regions: list[str] = Field(default=[], description="regions that may hold its data; default: any")
+    priority: int = Field(default=0, description="higher is more urgent")
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_valid(cls, options: dict[str, Any]) -> dict[str, Any]:
+        make_source(options)
+        return options
+
+    @cached_property
+    def made_source(self) -> Source:
+        return make_source(self.source)
+
+
+class Workload(Model):
+    """A workload file."""
+
+    description: str = Field(description="one sentence")
+    duration_s: float = Field(
+        default=120.0, gt=0, le=1e6, description="length of an episode's arrival window"
+    )
+    block_tokens: int = Field(default=64, ge=16, multiple_of=16, description="tokens of a prefix block")
+    tenants: dict[str, WorkloadTenant] = Field(min_length=1, max_length=1024)
+    _files: Files = PrivateAttr(default=Files(None))
+
+    @model_validator(mode="after")
+    def _block_tokens_suit_sources(self) -> Workload:
+        for name, tenant in self.tenants.items():
+            try:
+                tenant.made_source.check(self.block_tokens)
+            except ValueError as error:
+                raise ValueError(f"tenants.{name}.source: {error}") from None
+        return self
+
+    @property
+    def offered_rps(self) -> float:
+        """Mean requests per second at load 1, all tenants together.
+
+        Raises:
+            UserError: a trace cannot be read.
+        """
+        return sum(tenant.made_source.offered_rps(self._files) for tenant in self.tenants.values())
+
+    def sample(
+        self,
+        seed: int,
+        *,
+        load: float = 1.0,
+        split: Split = "train",
+        duration_s: float | None = None,
+        models: Sequence[str] = (),
+        regions: Sequence[str] = (),
+    ) -> Requests:
+        """One episode; the same arguments give the same bytes.
+
+        seed: at least 0. A tenant's stream depends on it and on the tenant's name, not on the other tenants.
+        load: multiplies every tenant's rate.
+        models, regions: the fleet's, which the tenants' names are looked up in.
+
+        Raises:
+            UserError: a trace cannot be read, the load is not positive, or a tenant's model or all of its
+                regions are not in the fleet.
+        """
+        duration_s = self.duration_s if duration_s is None else duration_s
+        for name, value in (("load", load), ("duration_s", duration_s)):
+            if not 0 < value < float("inf"):
+                raise UserError(f"{name} {value} must be a positive number")
+        tables, blocks, first = [], [], 0
+        for index, (name, tenant) in enumerate(self.tenants.items()):
+            stream = tenant.made_source.stream(
+                np.random.default_rng([seed, zlib.crc32(name.encode())]),
+                duration_s=duration_s,
+                load=load,
+                split=split,
+                block_tokens=self.block_tokens,
+                files=self._files,
+            )
+            table = _table(stream, first)
+            table["tenant"], table["priority"] = index, tenant.priority
+            table["model"] = _model_index(name, tenant.model, models)
+            table["regions"] = _region_mask(name, tenant.regions, regions)
+            tables.append(table)
+            blocks.append(stream.blocks + (index << 48))
+            first += len(stream.blocks)
+        merged = np.concatenate(tables)
+        merged = merged[np.argsort(merged["arrival_s"], kind="stable")]
+        return Requests(
+            merged, separate(np.concatenate(blocks), seed), self.block_tokens, self.tenants, duration_s
+        )
+
+
+def _table(stream: Stream, first: int) -> np.ndarray:
+    """`stream` as a REQUEST array; its blocks will stand from index `first`."""
+    table = np.zeros(len(stream.arrival_s), REQUEST)
+    for name in ("arrival_s", "prompt_tokens", "output_tokens", "max_tokens", "prompt_blocks", "block_count"):
+        table[name] = getattr(stream, name)
+    table["block_start"] = first + np.cumsum(stream.block_count) - stream.block_count
+    return table
+
+
+def _model_index(tenant: str, model: str | None, models: Sequence[str]) -> int:
+    if model is None:
+        return -1
+    if model not in models:
+        raise UserError(
+            f"tenant {tenant!r} asks for model {model!r}, which no replica of the fleet serves; "
+            f"{nearest(model, list(models))}"
+        )
+    return list(models).index(model)
+
+
+def _region_mask(tenant: str, wanted: Sequence[str], regions: Sequence[str]) -> int:
+    mask = sum(1 << i for i, region in enumerate(regions) if region in wanted)
+    if wanted and not mask:
+        raise UserError(
+            f"tenant {tenant!r} keeps its data in {', '.join(wanted)}, but the fleet has no replica there; "
+            f"{nearest(wanted[0], list(regions))}"
+        )
+    return mask
+
+
+def load_workload(
+    path: str | Path, sets: Sequence[str] | None = None, traces: Path | None = None
+) -> Workload:
+    """The workload in a YAML file.
+
+    sets: `key.path=value` changes. traces: the folder of trace files; by default STEERSMAN_TRACES of the
+    environment. Traces are read by the first `sample`.
+
+    Raises:
+        UserError: with what is wrong, in which key of which file.
+    """
+    if traces is None and os.environ.get("STEERSMAN_TRACES"):
+        traces = Path(os.environ["STEERSMAN_TRACES"])
+    workload = validate(Workload, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    workload._files = Files(traces)
+    return workload
