@@ -1,0 +1,7 @@
+"""The gateway: an OpenAI-compatible server in which a policy decides every request."""
+
+from __future__ import annotations
+
+from steersman.runtime.gateway.run import serve
+
+__all__ = ["serve"]

@@ -1,0 +1,139 @@
+"""What scheduling needs of a body: prompt length, prefix identity, limits. No prompt text is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from steersman.runtime.gateway.errors import ApiError
+
+BLOCK_BYTES = 256  # of canonical prompt text, for one prefix block
+BLOCK_TOKENS = 64  # what that stands for before anything was learnt
+_KEY = secrets.token_bytes(16)  # identities mean nothing outside this process
+
+
+@dataclass(frozen=True)
+class Call:
+    """A completion request as scheduling sees it."""
+
+    model: str | None
+    stream: bool
+    max_tokens: int  # 0: not stated
+    prompt_bytes: int  # length of the canonical prompt
+    exact_tokens: int | None  # for prompts that come as token ids
+    keys: np.ndarray  # int64: identities of the prompt's full blocks
+
+
+def read_call(body: bytes) -> Call:
+    """The request in a body of /v1/completions or /v1/chat/completions.
+
+    Raises:
+        ApiError: 400, with what is wrong and in which field.
+    """
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise ApiError(400, f"the body must be a JSON object, not {type(data).__name__}")
+    model = _field(data, "model", (str, type(None)), None)
+    limit = _field(data, "max_completion_tokens", (int, type(None)), None)
+    if limit is None:
+        limit = _field(data, "max_tokens", (int, type(None)), None)
+    if limit is not None and not 0 <= limit < 2**31:
+        raise ApiError(400, f"max_tokens must be a positive number, not {limit}", param="max_tokens")
+    exact = None
+    if "messages" in data:
+        messages = _field(data, "messages", (list,), [])
+        text = b"\x02".join(_canonical(data, messages))
+    elif "prompt" in data:
+        prompt = data["prompt"]
+        if isinstance(prompt, list) and prompt and all(type(p) is int for p in prompt):
+            exact = len(prompt)
+            text = (np.asarray(prompt, np.int64) & 0xFFFFFFFF).astype(np.uint32).tobytes()
+        else:
+            text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in _as_list(prompt)).encode()
+    else:
+        raise ApiError(400, "the body needs 'messages' or 'prompt'", param="messages")
+    stream = bool(_field(data, "stream", (bool, type(None)), False))
+    return Call(model, stream, limit or 0, len(text), exact, prefix_keys(text))
+
+
+def prefix_keys(text: bytes) -> np.ndarray:
+    """int64 identities of the full blocks of `text`: equal where all text up to a block's end is equal."""
+    running = hashlib.blake2b(digest_size=8, key=_KEY)
+    keys = np.empty(len(text) // BLOCK_BYTES, np.int64)
+    for i in range(len(keys)):
+        running.update(text[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
+        keys[i] = int.from_bytes(running.copy().digest(), "little", signed=True)
+    return keys
+
+
+def _field(data: dict[str, Any], name: str, types: tuple[type, ...], default: Any) -> Any:
+    value = data.get(name, default)
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+        raise ApiError(400, f"{name!r} must be {wanted}, not {type(value).__name__}", param=name)
+    return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _canonical(data: dict[str, Any], messages: list[Any]) -> Iterator[bytes]:
+    """A chat in the order in which templates write it: tools, then each message's role and content."""
+    if data.get("tools"):
+        yield json.dumps(data["tools"]).encode()
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise ApiError(400, f"messages[{i}] must be an object", param="messages")
+        content = message.get("content")
+        parts = [p.get("text", p) if isinstance(p, dict) else p for p in _as_list(content) if p is not None]
+        rest = {k: v for k, v in message.items() if k not in ("role", "content")}
+        if rest:
+            parts.append(rest)
+        text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in parts)
+        yield f"{message.get('role')}\x01{text}".encode(errors="surrogatepass")
+
+
+class TokenEstimate:
+    """Prompt tokens from bytes, `tokens = fixed + slope · bytes`, learnt from the usage that replicas report.
+
+    A decaying least-squares line: the fixed part is the chat template's, the slope the tokenizer's. Two
+    constant observations (an empty prompt, and 4,096 bytes as 1,024 tokens) keep it sane until others are
+    seen, and where all prompts have one length.
+    """
+
+    MEMORY = 0.98
+    PRIOR = ((0.0, 0.0), (4096.0, 1024.0))
+
+    def __init__(self) -> None:
+        self._sums = np.zeros(5)  # n, Σx, Σy, Σxx, Σxy
+        self.fixed, self.slope = 0.0, BLOCK_TOKENS / BLOCK_BYTES
+        self._prior = sum(self._terms(x, y) for x, y in self.PRIOR)
+
+    @staticmethod
+    def _terms(x: float, y: float) -> np.ndarray:
+        return np.array([1.0, x, y, x * x, x * y])
+
+    def learn(self, prompt_bytes: int, prompt_tokens: int) -> None:
+        """A replica counted `prompt_tokens` for a prompt."""
+        self._sums = self.MEMORY * self._sums + self._terms(prompt_bytes, prompt_tokens)
+        n, x, y, xx, xy = self._sums + self._prior
+        self.slope = min(2.0, max(0.05, (n * xy - x * y) / (n * xx - x * x)))
+        self.fixed = max(0.0, (y - self.slope * x) / n)
+
+    def tokens(self, prompt_bytes: int) -> int:
+        return max(1, round(self.fixed + self.slope * prompt_bytes))
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens that one prefix block stands for."""
+        return max(1, round(self.slope * BLOCK_BYTES))

@@ -1,0 +1,93 @@
+"""Watching an answer go by: tokens in a stream of server-sent events, and the usage that it reports."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+_LONGEST_LINE = 4 << 20
+
+
+class Usage(NamedTuple):
+    """Token counts as the replica gives them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None
+
+
+def read_usage(data: Any) -> Usage | None:
+    """The usage in a response or a stream's event, or None."""
+    usage = data.get("usage") if isinstance(data, dict) else None
+    if not isinstance(usage, dict):
+        return None
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if not isinstance(prompt, int) or not isinstance(completion, int):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(prompt, completion, cached if isinstance(cached, int) else None)
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """The usage in a whole response."""
+    try:
+        return read_usage(json.loads(body))
+    except ValueError:
+        return None
+
+
+class EventCounter:
+    """Counts the tokens of a stream from its bytes, however they are cut.
+
+    An event with text counts as one token. Events before the first text (a role), and those that only end a
+    choice or report usage, count as none. Only such events and the first ones are parsed as JSON.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.done = False  # saw `data: [DONE]`
+        self.usage: Usage | None = None
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> int:
+        """More bytes. Returns the tokens in them."""
+        before = self.tokens
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > _LONGEST_LINE:
+            self._rest = b""
+        for line in lines:
+            if line.startswith(b"data:"):
+                self._event(line[5:].strip())
+        return self.tokens - before
+
+    @property
+    def cut(self) -> bool:
+        """Whether the bytes so far end inside a line."""
+        return bool(self._rest)
+
+    def _event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            self.done = True
+        elif self.tokens and b'"usage":' not in data and b'"delta":{}' not in data:
+            self.tokens += 1
+        else:
+            try:
+                event = json.loads(data)
+            except ValueError:
+                return
+            self.usage = read_usage(event) or self.usage
+            self.tokens += _has_text(event)
+
+
+def _has_text(event: Any) -> bool:
+    choices = event.get("choices") if isinstance(event, dict) else None
+    for choice in choices if isinstance(choices, list) else []:
+        if not isinstance(choice, dict):
+            continue
+        if choice.get("text"):
+            return True
+        delta = choice.get("delta")
+        if isinstance(delta, dict) and any(v for k, v in delta.items() if k != "role"):
+            return True
+    return False

@@ -1,0 +1,315 @@
+"""The live scheduler: the simulator's decision loop over real replicas and a real clock.
+
+It owns what a router knows (`Bookkeeping`) and decides with the same compiled functions as the simulator. It
+does no input or output: whoever speaks to clients and replicas tells it what happened, once for each event of
+a `Ticket`. Not thread-safe: one event loop, one scheduler.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+from steersman.runtime import bookkeeping
+from steersman.runtime.bookkeeping import Bookkeeping, new_bookkeeping
+from steersman.runtime.compiled import njit
+from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import Fleet
+from steersman.runtime.guard import Reason, guard
+from steersman.runtime.observation import COLUMN, WIDTH, encode
+from steersman.runtime.policy import Policy, pick
+from steersman.runtime.tenant import Tenant, tenant_table
+from steersman.runtime.ticket import Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
+
+POLICY_LIMIT_S = 1e-3
+_TTFT = COLUMN["predicted_ttft"]
+
+
+@njit
+def _observe(
+    now: float,
+    replicas: np.ndarray,
+    book: Bookkeeping,
+    q: tuple[int, int, int, int, int, int],
+    keys: np.ndarray,
+    block_tokens: int,
+    waited_s: float,
+    matched: np.ndarray,
+    rows: np.ndarray,
+    mask: np.ndarray,
+    reasons: np.ndarray,
+) -> int:
+    """The simulator's `observe_state`; `q` is (tenant, prompt, max tokens, model, regions, priority)."""
+    tenant, prompt_tokens, max_tokens, model, regions, priority = q
+    for r in range(len(replicas)):
+        matched[r] = bookkeeping.matched_tokens(book, r, keys, block_tokens, prompt_tokens)
+    encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, waited_s, priority, rows)
+    return guard(replicas, prompt_tokens, max_tokens, model, regions, mask, reasons)
+
+
+class Scheduler:
+    """guard → policy → decision over a fleet, and the counts behind it.
+
+    For R replicas and C = `candidates` ≥ R + 1 (the default), `observe` fills `rows` float32 (C, WIDTH),
+    `mask` bool (C,) and `reasons` int8 (C,). Without a `policy` the scheduler observes and counts, and
+    somebody else decides. All times are seconds of `clock` since the scheduler was made.
+
+    Raises:
+        UserError: the candidates cannot hold the fleet.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        tenants: Mapping[str, Tenant],
+        policy: Policy | None = None,
+        fallback: Policy | None = None,
+        *,
+        prefix_block_tokens: int = 64,
+        candidates: int | None = None,
+        policy_limit_s: float = POLICY_LIMIT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.fleet = fleet
+        self.tenants = dict(tenants)
+        self.policy = policy
+        self.fallback = fallback
+        self.policy_limit_s = policy_limit_s
+        self.replicas = fleet.table()
+        self.candidates = candidates or len(self.replicas) + 1
+        if self.candidates <= len(self.replicas):
+            raise UserError(
+                f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates"
+            )
+        self.prefix_block_tokens = prefix_block_tokens
+        self.rows = np.zeros((self.candidates, WIDTH), np.float32)
+        self.mask = np.zeros(self.candidates, np.bool_)
+        self.reasons = np.zeros(self.candidates, np.int8)
+        self.fallbacks: Counter[Fallback] = Counter()
+        self._matched = np.zeros(len(self.replicas))
+        self._table = tenant_table(self.tenants)
+        self._clock = clock
+        self._compile()
+        self._origin = clock()
+        self.book = self._new_book()
+
+    @property
+    def shed_candidate(self) -> int:
+        """The candidate that stands for shedding."""
+        return self.candidates - 1
+
+    @property
+    def now(self) -> float:
+        return self._clock() - self._origin
+
+    def inflight(self, replica: int) -> int:
+        """Requests on a replica by the scheduler's own count."""
+        return int(self.book.views["inflight"][replica])
+
+    # Decisions
+
+    def arrive(self, request: LiveRequest) -> Ticket:
+        """A request came in. An unstated limit on its output counts as the tenant's mean output so far."""
+        if request.max_tokens <= 0:
+            expected = math.ceil(self.book.tenant_views["output_tokens"][request.tenant])
+            request = LiveRequest(**{**vars(request), "max_tokens": max(1, expected)})
+        now = self.now
+        bookkeeping.arrive(self.book, now, request.tenant)
+        return Ticket(request, now)
+
+    def observe(self, ticket: Ticket, exclude: Collection[int] = ()) -> int:
+        """Fill `rows`, `mask` and `reasons` for a waiting request. Returns how many replicas are allowed.
+
+        exclude: replicas that it has been tried on.
+        """
+        q, now = ticket.request, self.now
+        allowed = _observe(
+            now,
+            self.replicas,
+            self.book,
+            (q.tenant, q.prompt_tokens, q.max_tokens, q.model, q.regions, q.priority),
+            q.keys,
+            q.block_tokens,
+            now - ticket.arrived_s if exclude else 0.0,
+            self._matched,
+            self.rows,
+            self.mask,
+            self.reasons,
+        )
+        for r in exclude:
+            if self.mask[r]:
+                self.mask[r], self.reasons[r] = False, Reason.DOWN
+                allowed -= 1
+        return int(allowed)
+
+    def decide(self, ticket: Ticket, exclude: Collection[int] = ()) -> Decision:
+        """Guard, score, pick. The caller carries it out with `dispatched` or `shed`."""
+        if not self.observe(ticket, exclude):
+            masked = Counter(Reason(int(reason)) for reason in self.reasons[: len(self.replicas)])
+            return Decision(Kind.REFUSED, -1, "guard", 0.0, None, masked)
+        if self.policy is None or self.fallback is None:
+            raise RuntimeError("this scheduler has no policy and fallback")
+        started = time.perf_counter()
+        choice, failure = self._score(self.policy)
+        elapsed = time.perf_counter() - started
+        if failure is None and elapsed > self.policy_limit_s:
+            failure = Fallback.SLOW
+        name = self.policy.name
+        if failure is not None:
+            self.fallbacks[failure] += 1
+            name = self.fallback.name
+            choice, broken = self._score(self.fallback)
+            if broken is not None:  # nobody scores: the emptiest replica is never a bad answer
+                inflight = np.where(self.mask[: len(self.replicas)], self.book.views["inflight"], np.inf)
+                name, choice = "least-inflight", int(np.argmin(inflight))
+        if choice < len(self.replicas) and self.mask[choice]:
+            return Decision(Kind.DISPATCH, choice, name, elapsed, failure)
+        return Decision(Kind.SHED, -1, name, elapsed, failure, {}, self._retry_after_s(ticket))
+
+    def _score(self, policy: Policy) -> tuple[int, Fallback | None]:
+        try:
+            scores = np.asarray(policy.score(self.rows, self.mask), np.float64)
+        except Exception:  # whatever a policy throws, requests go on
+            return -1, Fallback.ERROR
+        if scores.shape != self.mask.shape:
+            return -1, Fallback.SHAPE
+        if not np.isfinite(scores[self.mask]).all():
+            return -1, Fallback.NOT_FINITE
+        return int(pick(np.ascontiguousarray(scores), self.mask)), None
+
+    def _retry_after_s(self, ticket: Ticket) -> float:
+        allowed = self.mask[: len(self.replicas)]
+        best = float(self.rows[: len(self.replicas), _TTFT][allowed].min())
+        return max(1.0, best - float(self._table["ttft_slo_s"][ticket.request.tenant]))
+
+    # Events, each counted once
+
+    def dispatched(self, ticket: Ticket, replica: int) -> None:
+        """A waiting request goes to `replica`; call right after `observe` or `decide`."""
+        if ticket.stage is not Stage.WAITING:
+            return
+        q = ticket.request
+        ticket.matched_tokens = int(self._matched[replica])
+        ticket.uncached_tokens = q.prompt_tokens - ticket.matched_tokens
+        ticket.predicted_ttft_s = float(self.rows[replica, _TTFT])
+        ticket.replica, ticket.stage = replica, Stage.PREFILLING
+        bookkeeping.dispatch(
+            self.book, self.now, replica, q.tenant, q.prompt_tokens, ticket.uncached_tokens, q.keys
+        )
+
+    def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
+        """The first token came, or (`assumed`) must have come by now, where a response does not show it."""
+        if ticket.stage is Stage.PREFILLING:
+            now = self.now
+            bookkeeping.first_token(
+                self.book, now, ticket.replica, ticket.request.prompt_tokens, ticket.uncached_tokens
+            )
+            ticket.stage, ticket.streamed = Stage.DECODING, 1
+            if not assumed:
+                ticket.seen, ticket.first_token_s, ticket.last_token_s = True, now, now
+
+    def streamed(self, ticket: Ticket, tokens: int) -> None:
+        """`tokens` more came after the first."""
+        if ticket.stage is Stage.DECODING and tokens > 0:
+            bookkeeping.stream(self.book, ticket.replica, tokens)
+            ticket.streamed += tokens
+            ticket.last_token_s = self.now
+
+    def ended(self, ticket: Ticket, ok: bool, tokens: int | None = None) -> Served | None:
+        """The request is over, well or not. `tokens`: its true output length, if the replica told it.
+
+        Returns how it fared, or None if it was over already. A request that was not streamed meets its
+        promise if it ends within TTFT + (tokens − 1) · TPOT.
+        """
+        if ticket.stage not in (Stage.PREFILLING, Stage.DECODING):
+            return None
+        now, q = self.now, ticket.request
+        if ok and ticket.stage is Stage.PREFILLING:
+            self.first_token(ticket, assumed=True)
+        if tokens is not None and ticket.stage is Stage.DECODING and tokens != ticket.streamed:
+            bookkeeping.stream(self.book, ticket.replica, tokens - ticket.streamed)
+            ticket.streamed = tokens
+        served = self._fared(ticket, now, ok)
+        bookkeeping.end(
+            self.book,
+            now,
+            ticket.replica,
+            q.tenant,
+            q.prompt_tokens,
+            ticket.uncached_tokens,
+            ticket.streamed,
+            ticket.stage is Stage.DECODING,
+            ok,
+            served.attained,
+        )
+        ticket.stage = Stage.OVER
+        return served
+
+    def _fared(self, ticket: Ticket, now: float, ok: bool) -> Served:
+        promise, tokens = self._table[ticket.request.tenant], ticket.streamed
+        e2e = now - ticket.arrived_s
+        if ticket.seen:
+            ttft = ticket.first_token_s - ticket.arrived_s
+            tpot = (ticket.last_token_s - ticket.first_token_s) / (tokens - 1) if tokens > 1 else 0.0
+            kept = ttft <= promise["ttft_slo_s"] and tpot <= promise["tpot_slo_s"]
+        else:
+            ttft = tpot = math.nan
+            kept = e2e <= promise["ttft_slo_s"] + max(0, tokens - 1) * promise["tpot_slo_s"]
+        return Served(ttft, tpot, e2e, tokens, bool(ok and kept))
+
+    def withdrawn(self, ticket: Ticket) -> None:
+        """A replica failed before it gave anything: the request waits again, for another one."""
+        if ticket.stage not in (Stage.PREFILLING, Stage.DECODING):
+            return
+        bookkeeping.withdraw(
+            self.book,
+            self.now,
+            ticket.replica,
+            ticket.request.tenant,
+            ticket.request.prompt_tokens,
+            ticket.uncached_tokens,
+            ticket.streamed,
+            ticket.stage is Stage.DECODING,
+        )
+        ticket.stage, ticket.replica, ticket.streamed, ticket.seen = Stage.WAITING, -1, 0, False
+
+    def shed(self, ticket: Ticket) -> None:
+        """A waiting request is turned away: shed, or no replica is left for it. It missed its promise."""
+        if ticket.stage is Stage.WAITING:
+            ticket.stage = Stage.OVER
+            bookkeeping.settle(self.book, ticket.request.tenant, False)
+
+    # Replicas
+
+    def scraped(self, replica: int, running: float, waiting: float, kv_use: float) -> None:
+        """Fresh metrics of a replica's engine."""
+        view = self.book.views[replica]
+        view["running"], view["waiting"], view["kv_use"] = running, waiting, min(1.0, max(0.0, kv_use))
+        view["scraped_at_s"] = self.now
+
+    def set_up(self, replica: int, up: bool) -> None:
+        """Whether a replica may take requests."""
+        self.replicas["up"][replica] = int(up)
+
+    def _new_book(self) -> Bookkeeping:
+        return new_bookkeeping(self.replicas, self._table, self.prefix_block_tokens)
+
+    def _compile(self) -> None:
+        """Play requests through every event on counts of their own: no client waits for the compiler."""
+        self._origin, self.book = self._clock(), self._new_book()
+        keys = np.arange(2, dtype=np.int64)
+        for ending in (self.shed, self.withdrawn, lambda ticket: self.ended(ticket, True, 3)):
+            ticket = self.arrive(LiveRequest(0, 200, 8, keys, self.prefix_block_tokens))
+            self.observe(ticket)
+            if ending != self.shed:
+                self.dispatched(ticket, 0)
+                self.first_token(ticket)
+                self.streamed(ticket, 1)
+            ending(ticket)
+        for policy in (self.policy, self.fallback):
+            if policy is not None:
+                self._score(policy)

@@ -1,0 +1,109 @@
+"""A request on its way through the live scheduler: what is known of it, what was decided, how it fared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from steersman.runtime.guard import Reason
+
+NO_KEYS = np.zeros(0, np.int64)
+
+
+class Fallback(StrEnum):
+    """Why the fallback heuristic decided in place of the policy."""
+
+    ERROR = "error"  # the policy raised
+    SHAPE = "shape"  # it gave something else than one score a candidate
+    NOT_FINITE = "not-finite"  # NaN or infinite for an allowed candidate
+    SLOW = "slow"  # it took longer than its limit
+
+
+class Kind(StrEnum):
+    """What was decided."""
+
+    DISPATCH = "dispatch"
+    SHED = "shed"
+    REFUSED = "refused"  # the guard allows no replica
+
+
+@dataclass(frozen=True)
+class LiveRequest:
+    """What a scheduler may know of a request when it arrives."""
+
+    tenant: int  # index into the tenants
+    prompt_tokens: int  # exact or estimated
+    max_tokens: int = 0  # the client's limit on the output; 0: none stated
+    keys: np.ndarray = field(default_factory=lambda: NO_KEYS)  # int64: identities of its full prefix blocks
+    block_tokens: int = 64  # tokens that one key stands for
+    priority: int = 0
+    model: int = -1  # index into the fleet's models; −1: any
+    regions: int = 0  # bit mask over the fleet's regions; 0: any
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do with a request."""
+
+    kind: Kind
+    replica: int  # −1 unless dispatched
+    policy: str  # the one that decided
+    decision_s: float
+    fallback: Fallback | None = None
+    reasons: Mapping[Reason, int] = field(default_factory=dict)  # if refused: why, with counts
+    retry_after_s: float = 1.0  # until the best replica may meet the tenant's TTFT again
+
+
+class Served(NamedTuple):
+    """How a request fared. TTFT and TPOT are NaN where they do not show (not streamed, no first token)."""
+
+    ttft_s: float
+    tpot_s: float
+    e2e_s: float
+    tokens: int
+    attained: bool
+
+
+class Stage(StrEnum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    OVER = "over"
+
+
+class Ticket:
+    """One request on its way. Its numbers are those that were added to the counts, so that none drifts."""
+
+    __slots__ = (
+        "arrived_s",
+        "first_token_s",
+        "last_token_s",
+        "matched_tokens",
+        "predicted_ttft_s",
+        "replica",
+        "request",
+        "seen",
+        "stage",
+        "streamed",
+        "uncached_tokens",
+    )
+
+    def __init__(self, request: LiveRequest, arrived_s: float) -> None:
+        self.request = request
+        self.arrived_s = arrived_s
+        self.stage = Stage.WAITING
+        self.replica = -1
+        self.matched_tokens = 0
+        self.uncached_tokens = 0
+        self.predicted_ttft_s = 0.0
+        self.streamed = 0
+        self.seen = False  # its first token was observed, not assumed
+        self.first_token_s = math.nan
+        self.last_token_s = math.nan
