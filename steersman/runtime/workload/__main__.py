@@ -10,6 +10,7 @@ from typing import get_args
 
 from steersman.runtime.configs import find_config
 from steersman.runtime.errors import UserError
+from steersman.runtime.requests import Requests
 from steersman.runtime.workload._fit import fit_quantiles
 from steersman.runtime.workload._source import Split
 from steersman.runtime.workload._statistics import Statistics, statistics
@@ -40,27 +41,14 @@ def fit(file: Path, min_output: int = 1) -> str:
     return "\n".join(lines)
 
 
-def show(
-    workload: str,
-    episodes: int,
-    load: float,
-    duration_s: float | None,
-    traces: Path | None,
-    sets: Sequence[str],
-) -> str:
-    """Statistics of training episodes as a Markdown table, a row for each tenant and one for all.
-
-    Raises:
-        UserError: the workload or a trace cannot be read.
-    """
-    source = load_workload(find_config("workloads", workload), sets, traces)
-    played = [source.sample(seed, load=load, duration_s=duration_s, split=split) for seed in range(episodes)]
+def show(episodes: Sequence[Requests]) -> str:
+    """Statistics of `episodes`, at least one, as a Markdown table: a row for each tenant and one for all."""
     lines = [
         "| tenant | requests/s | gap CV | prompt p50 / p90 / p99 | output p50 / p90 / p99 | prefix share |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    lines += [_row(name, statistics(played, name)) for name in source.tenants]
-    return "\n".join([*lines, _row("all", statistics(played))])
+    lines += [_row(name, statistics(episodes, name)) for name in episodes[0].tenants]
+    return "\n".join([*lines, _row("all", statistics(episodes))])
 
 
 def _row(name: str, s: Statistics) -> str:
@@ -94,15 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "fit":
             print(fit(options.file, options.min_output))
         else:
+            workload = load_workload(find_config("workloads", options.workload), options.set, options.traces)
             print(
                 show(
-                    options.workload,
-                    options.episodes,
-                    options.load,
-                    options.duration,
-                    options.split,
-                    options.traces,
-                    options.set,
+                    [
+                        workload.sample(
+                            seed, load=options.load, split=options.split, duration_s=options.duration
+                        )
+                        for seed in range(options.episodes)
+                    ]
                 )
             )
     except UserError as error:

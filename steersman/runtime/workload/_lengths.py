@@ -36,7 +36,7 @@ class Lengths(Model):
             raise ValueError("exactly one of quantiles and lognormal is needed")
         if self.quantiles is not None:
             probabilities, lengths = list(self.quantiles), list(self.quantiles.values())
-            if probabilities != sorted(probabilities) or [*probabilities[:1], *probabilities[-1:]] != [0, 1]:
+            if not all(np.diff(probabilities) > 0) or [*probabilities[:1], *probabilities[-1:]] != [0, 1]:
                 raise ValueError(f"quantiles: probabilities must rise from 0 to 1, got {probabilities}")
             if lengths != sorted(lengths) or not 1 <= lengths[0] <= lengths[-1] <= MAX_TOKENS:
                 raise ValueError(f"quantiles: lengths must not fall, from 1 to {MAX_TOKENS:,}, got {lengths}")

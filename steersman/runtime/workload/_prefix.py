@@ -41,7 +41,7 @@ class System(Model):
 
 
 class Documents(Model):
-    """Every prompt starts with one of `count` documents; the k-th hottest has a share ∝ k^-exponent (Zipf)."""
+    """Every prompt starts with one of `count` documents; the k-th has a share ∝ k^-exponent (Zipf)."""
 
     kind: Literal["documents"]
     count: int = Field(ge=1, le=1_000_000)

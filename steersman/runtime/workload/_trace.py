@@ -48,6 +48,10 @@ class TraceSource(Source):
     rate_factor: float = Field(
         default=1.0, gt=0, le=1e4, description="how many times faster than recorded, at load 1"
     )
+    level_parts: bool = Field(
+        default=False,
+        description="slow a busy part down, and speed a calm one up, to the mean rate of the whole",
+    )
     train_share: float = Field(default=0.7, gt=0, lt=1, description="share of the recorded time for training")
     max_tokens: int = Field(
         default=2048, ge=1, le=MAX_TOKENS, description="the client's limit, which cuts outputs off"
@@ -77,9 +81,12 @@ class TraceSource(Source):
     ) -> Stream:
         trace = self._trace(files)
         time_s = self.times(trace)
-        speed = self.rate_factor * load
         edge = self.train_share * trace.period_s
         low, high = (0.0, edge) if split == "train" else (edge, trace.period_s)
+        speed = self.rate_factor * load
+        if self.level_parts:
+            recorded = max(int(((time_s >= low) & (time_s < high)).sum()), 1)
+            speed *= len(time_s) / trace.period_s * (high - low) / recorded
         rows, lap, since_s = _window(rng, time_s, low, high, duration_s * speed)
         # Rounding of the division must not push the last arrival out of the window.
         arrival_s = np.minimum(since_s / speed, np.nextafter(duration_s, 0))

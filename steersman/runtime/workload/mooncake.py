@@ -7,7 +7,6 @@ hash id stands for a prefix block of 512 tokens; the last one of a request may b
 from __future__ import annotations
 
 import json
-import math
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -86,7 +85,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
 
 def _milliseconds(value: Any, where: str) -> float:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not 0 <= value < 1e15:
+    if not number or not 0 <= value < 1e15:
         raise UserError(f"{where}: timestamp is {str(value)[:40]!r}, but must be milliseconds, 0 or more")
     return float(value)
 
