@@ -26,9 +26,7 @@ def locate(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise UserError(
-            f"{path}: no such file or folder; name a run folder, a bundle folder or a bundle's .zip"
-        )
+        raise UserError(f"{path}: no such file or folder; name a run folder, a bundle folder or a bundle's .zip")
     if any((path / name).exists() for name in FILES):
         return path
     if (path / "bundle").is_dir():
@@ -63,9 +61,7 @@ def _read_file(path: Path) -> bytes:
 
 def _check_size(size: int, where: str) -> None:
     if size > LARGEST:
-        raise UserError(
-            f"{where}: {size >> 20} MiB, but no bundle's file has over {LARGEST >> 20}; not loaded"
-        )
+        raise UserError(f"{where}: {size >> 20} MiB, but no bundle's file has over {LARGEST >> 20}; not loaded")
 
 
 def _read_zip(path: Path) -> dict[str, bytes]:
@@ -87,11 +83,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], path: Path) -> None:
         raise UserError(f"{path}: {len(entries)} entries, but a bundle has {len(FILES)} files; not loaded")
     for entry in entries:
         name = entry.orig_filename
-        if (
-            name.startswith(("/", "\\"))
-            or ".." in PurePosixPath(name.replace("\\", "/")).parts
-            or ":" in name
-        ):
+        if name.startswith(("/", "\\")) or ".." in PurePosixPath(name.replace("\\", "/")).parts or ":" in name:
             raise UserError(f"{path}: the entry {name!r} points outside of the archive; not loaded")
 
 

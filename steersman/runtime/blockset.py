@@ -31,7 +31,7 @@ HEAD = np.dtype(
 )
 
 
-@njit
+@njit(forceinline=True)
 def clear(nodes, buckets, heads, r, capacity):
     """Empty the set of replica `r`, which may hold `capacity` (at least 1, at most N) entries."""
     buckets[r, :] = -1
@@ -48,7 +48,7 @@ def _bucket(buckets, key):
     return np.int64((mixed >> np.uint64(32)) & np.uint64(buckets.shape[1] - 1))
 
 
-@njit
+@njit(forceinline=True)
 def find(nodes, buckets, r, key):
     """The entry of `key`, or -1."""
     i = buckets[r, _bucket(buckets, key)]
@@ -57,7 +57,7 @@ def find(nodes, buckets, r, key):
     return i
 
 
-@njit
+@njit(forceinline=True)
 def matched(nodes, buckets, r, keys):
     """How many leading `keys` are in the set.
 
@@ -75,7 +75,7 @@ def matched(nodes, buckets, r, keys):
     return low
 
 
-@njit
+@njit(forceinline=True)
 def _unlink(nodes, heads, r, i):
     older, newer = nodes[r, i].older, nodes[r, i].newer
     if older >= 0:
@@ -89,7 +89,7 @@ def _unlink(nodes, heads, r, i):
     heads[r].idle -= 1
 
 
-@njit
+@njit(forceinline=True)
 def _link_newest(nodes, heads, r, i):
     last = heads[r].newest
     nodes[r, i].older = last
@@ -102,7 +102,7 @@ def _link_newest(nodes, heads, r, i):
     heads[r].idle += 1
 
 
-@njit
+@njit(forceinline=True)
 def hold(nodes, heads, r, i):
     """Add a reference to entry `i`: it cannot be evicted."""
     if nodes[r, i].refs == 0:
@@ -110,7 +110,7 @@ def hold(nodes, heads, r, i):
     nodes[r, i].refs += 1
 
 
-@njit
+@njit(forceinline=True)
 def release(nodes, heads, r, i):
     """Drop a reference to entry `i`; without any it becomes the newest idle one."""
     nodes[r, i].refs -= 1
@@ -118,7 +118,7 @@ def release(nodes, heads, r, i):
         _link_newest(nodes, heads, r, i)
 
 
-@njit
+@njit(forceinline=True)
 def evict(nodes, buckets, heads, r):
     """Remove the oldest idle entry. Returns whether there was one."""
     i = heads[r].oldest
@@ -139,7 +139,7 @@ def evict(nodes, buckets, heads, r):
     return True
 
 
-@njit
+@njit(forceinline=True)
 def insert(nodes, buckets, heads, r, key, refs):
     """Add `key`, which is not in the set, with `refs` references. Returns its entry, or -1 when all are held."""
     if heads[r].free < 0 and not evict(nodes, buckets, heads, r):
@@ -157,7 +157,7 @@ def insert(nodes, buckets, heads, r, key, refs):
     return i
 
 
-@njit
+@njit(forceinline=True)
 def touch(nodes, buckets, heads, r, keys):
     """Make `keys` (a prompt's blocks, first to last) the newest idle entries, adding those that are missing.
 

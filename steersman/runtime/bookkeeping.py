@@ -45,9 +45,7 @@ TENANT_VIEW = np.dtype(
 )
 
 # One row: the whole fleet.
-FLEET_VIEW = np.dtype(
-    [("rate_short", "f8"), ("rate_long", "f8"), ("rate_at_s", "f8"), ("_", "f8")], align=True
-)
+FLEET_VIEW = np.dtype([("rate_short", "f8"), ("rate_long", "f8"), ("rate_at_s", "f8"), ("_", "f8")], align=True)
 
 PREFILL_RATE_WINDOW_S = 10.0
 RATE_SHORT_S, RATE_LONG_S = 3.0, 60.0
@@ -87,7 +85,7 @@ def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_block_toke
     return book
 
 
-@njit
+@njit(forceinline=True)
 def clear(book, replicas, prefix_block_tokens):
     """Forget everything but the promises."""
     for r in range(len(book.views)):
@@ -106,7 +104,7 @@ def clear(book, replicas, prefix_block_tokens):
     f.rate_short = f.rate_long = f.rate_at_s = 0.0
 
 
-@njit
+@njit(forceinline=True)
 def arrive(book, now, tenant):
     """A request of `tenant` arrived."""
     f = book.fleet[0]
@@ -117,7 +115,7 @@ def arrive(book, now, tenant):
     book.tenant_views[tenant].arrived += 1.0
 
 
-@njit
+@njit(forceinline=True)
 def matched_tokens(book, r, keys, block_tokens, prompt_tokens):
     """Tokens of a prompt that replica `r` is believed to have cached; the last token is always computed."""
     if len(keys) == 0:
@@ -125,7 +123,7 @@ def matched_tokens(book, r, keys, block_tokens, prompt_tokens):
     return min(blockset.matched(book.nodes, book.buckets, r, keys) * block_tokens, prompt_tokens - 1)
 
 
-@njit
+@njit(forceinline=True)
 def dispatch(book, now, r, tenant, prompt_tokens, uncached_tokens, keys):
     """A request goes to replica `r`; `keys` are the full prefix blocks of its prompt."""
     v = book.views[r]
@@ -136,16 +134,14 @@ def dispatch(book, now, r, tenant, prompt_tokens, uncached_tokens, keys):
     v.prefill_tokens += uncached_tokens
     v.prompt_tokens += prompt_tokens
     elapsed = max(0.0, now - v.prefill_rate_at_s)
-    v.prefill_rate = (
-        v.prefill_rate * np.exp(-elapsed / PREFILL_RATE_WINDOW_S) + uncached_tokens / PREFILL_RATE_WINDOW_S
-    )
+    v.prefill_rate = v.prefill_rate * np.exp(-elapsed / PREFILL_RATE_WINDOW_S) + uncached_tokens / PREFILL_RATE_WINDOW_S
     v.prefill_rate_at_s = now
     book.tenant_inflight[r, tenant] += 1.0
     if len(keys) > 0:
         blockset.touch(book.nodes, book.buckets, book.heads, r, keys)
 
 
-@njit
+@njit(forceinline=True)
 def first_token(book, now, r, prompt_tokens, uncached_tokens):
     """A request on replica `r` gave its first token."""
     v = book.views[r]
@@ -156,15 +152,15 @@ def first_token(book, now, r, prompt_tokens, uncached_tokens):
     v.context_tokens += prompt_tokens + 1.0
 
 
-@njit
+@njit(forceinline=True)
 def stream(book, r, tokens):
     """`tokens` further output tokens came from replica `r`."""
     book.views[r].context_tokens += tokens
 
 
-@njit
-def end(book, now, r, tenant, prompt_tokens, uncached_tokens, streamed_tokens, started, ok, attained):
-    """A request on replica `r` ended, well (`ok`) or not.
+@njit(forceinline=True)
+def withdraw(book, now, r, tenant, prompt_tokens, uncached_tokens, streamed_tokens, started):
+    """A request left replica `r`, to end or to be tried on another one.
 
     `streamed_tokens` are those counted by `first_token` and `stream`; `started`: it gave a first token.
     """
@@ -180,13 +176,19 @@ def end(book, now, r, tenant, prompt_tokens, uncached_tokens, streamed_tokens, s
         v.prefill_since_s = now
     if v.inflight == 0.0:  # sums of floats: start afresh, so that nothing drifts
         v.prefilling = v.prefill_tokens = v.prompt_tokens = v.context_tokens = 0.0
+
+
+@njit(forceinline=True)
+def end(book, now, r, tenant, prompt_tokens, uncached_tokens, streamed_tokens, started, ok, attained):
+    """A request on replica `r` ended, well (`ok`) or not. Arguments as in `withdraw`."""
+    withdraw(book, now, r, tenant, prompt_tokens, uncached_tokens, streamed_tokens, started)
     tv = book.tenant_views[tenant]
     if ok:
         tv.output_tokens += (streamed_tokens - tv.output_tokens) / OUTPUT_MEMORY
     settle(book, tenant, attained)
 
 
-@njit
+@njit(forceinline=True)
 def settle(book, tenant, attained):
     """A request of `tenant` is over: ended on a replica, or shed (then it missed its SLOs)."""
     tv = book.tenant_views[tenant]

@@ -108,9 +108,7 @@ def _verified(files: Mapping[str, bytes], path: Path) -> Bundle:
     if hashlib.sha256(graph).hexdigest() != described.graph.sha256:
         size = described.graph.bytes
         difference = f"{len(graph)} bytes instead of {size}" if len(graph) != size else "its sha256 differs"
-        raise UserError(
-            f"{where}: not the file that {archive.MANIFEST} describes ({difference}); {manifest.REMEDY}"
-        )
+        raise UserError(f"{where}: not the file that {archive.MANIFEST} describes ({difference}); {manifest.REMEDY}")
     expected = parameters(described.architecture)
     if len(described.weights) != expected:
         raise UserError(

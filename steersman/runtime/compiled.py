@@ -1,8 +1,8 @@
 """Compilation: numba's `njit` with a cache that any edit of the package invalidates.
 
 numba keys a cached function by the modification time of its own file only, so that a caller would go on
-running an old callee from another module. Here the cache folder carries a digest of every module of the
-package: an edit anywhere compiles anew, and nothing else does.
+running an old callee from another module. Here the cache folder carries a digest of every module that compiled code
+is made of: an edit to one of them compiles all anew, and nothing else does.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import numba
 
 @functools.cache
 def cache_folder() -> str:
-    """The folder for compiled code: under `$XDG_CACHE_HOME/steersman`, named by the package's digest."""
+    """The folder for compiled code: under `$XDG_CACHE_HOME/steersman`, named by the sources' digest."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256(numba.__version__.encode())
+    core = {package / "runtime", package / "runtime" / "simulator"}
     for source in sorted(package.rglob("*.py")):
-        status = source.stat()
-        digest.update(f"{source.relative_to(package)} {status.st_mtime_ns} {status.st_size}\n".encode())
+        text = source.read_bytes()
+        if source.parent in core or b"njit" in text:
+            digest.update(source.relative_to(package).as_posix().encode() + b"\0" + text)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return str(root / "steersman" / digest.hexdigest()[:16])
 

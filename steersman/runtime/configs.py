@@ -29,9 +29,7 @@ def find_config(folder: str, name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted({path.stem for path in config_files(folder)})
-    raise UserError(
-        f"there is no file {name} and no shipped one of that name in {folder}; {nearest(str(name), known)}"
-    )
+    raise UserError(f"there is no file {name} and no shipped one of that name in {folder}; {nearest(str(name), known)}")
 
 
 def config_files(folder: str) -> Iterator[Path]:

@@ -61,13 +61,13 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-@njit
+@njit(forceinline=True)
 def chunk_s(replica, tokens, before):
     """Seconds that a prefill chunk of `tokens` behind `before` computed ones adds to an iteration."""
     return tokens * (replica.prefill_b_s + replica.prefill_c_s * (before + 0.5 * tokens))
 
 
-@njit
+@njit(forceinline=True)
 def iteration_s(replica, decoding, context_tokens, prefill_s):
     """Seconds of an iteration of a REPLICA row; `prefill_s` is the sum of its chunks' `chunk_s`."""
     base = replica.decode_a_s

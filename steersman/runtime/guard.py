@@ -21,7 +21,7 @@ class Reason(IntEnum):
 _ALLOWED, _PADDING, _DOWN, _MODEL, _REGION, _CONTEXT = (int(reason) for reason in Reason)
 
 
-@njit
+@njit(forceinline=True)
 def guard(replicas, prompt_tokens, max_tokens, model, regions, mask, reasons):
     """Fill `mask` (C,) bool and `reasons` (C,) int8 for one request over REPLICA (R,). Shed is always allowed.
 

@@ -95,9 +95,7 @@ class Architecture(Model):
         default=("ttft_slo", "tpot_slo", "prompt_tokens", "tenant_attainment", "burst"),
         description="request features that the weights of the candidate features depend on",
     )
-    hidden: tuple[int, ...] = Field(
-        default=(), max_length=4, description="units of the MLP's layers; [] for none"
-    )
+    hidden: tuple[int, ...] = Field(default=(), max_length=4, description="units of the MLP's layers; [] for none")
 
     @field_validator("gates")
     @classmethod
@@ -150,9 +148,7 @@ def split(architecture: Architecture, weights: ndarray) -> list[ndarray]:
             f"given has the shape {vector.shape}; give the architecture that it was trained with"
         )
     if not np.isfinite(vector).all():
-        raise UserError(
-            f"{(~np.isfinite(vector)).sum()} of {len(vector)} weights are not finite; train again"
-        )
+        raise UserError(f"{(~np.isfinite(vector)).sum()} of {len(vector)} weights are not finite; train again")
     arrays, at = [], 0
     for shape in architecture.shapes:
         arrays.append(vector[at : at + math.prod(shape)].reshape(shape))

@@ -45,9 +45,7 @@ CANDIDATE = (
         _BIG,
         "estimated uncached prompt tokens still to compute before this request",
     ),
-    Feature(
-        "context_tokens", "tokens", 0, _BIG, "prompt and streamed tokens of its decoding requests (own count)"
-    ),
+    Feature("context_tokens", "tokens", 0, _BIG, "prompt and streamed tokens of its decoding requests (own count)"),
     Feature("running", "requests", 0, _BIG, "batch size (scraped)"),
     Feature("waiting", "requests", 0, _BIG, "queue inside the engine (scraped)"),
     Feature("kv_use", "share", 0, 1, "KV blocks in use (scraped)"),
@@ -79,9 +77,7 @@ CANDIDATE = (
 )
 REQUEST = (
     Feature("prompt_tokens", "tokens", 0, _BIG, "prompt length"),
-    Feature(
-        "expected_output", "tokens", 0, _BIG, "the tenant's mean output length so far, at most max_tokens"
-    ),
+    Feature("expected_output", "tokens", 0, _BIG, "the tenant's mean output length so far, at most max_tokens"),
     Feature("waited", "s", 0, 1e4, "time since arrival"),
     Feature("ttft_slo", "s", 0, 1e4, "TTFT target"),
     Feature("tpot_slo", "s", 0, 1e4, "TPOT target"),
@@ -115,7 +111,7 @@ class Prediction(NamedTuple):
     ahead_tokens: float
 
 
-@njit
+@njit(forceinline=True)
 def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output):
     """Predict a replica's latency for one more request, from the cost model and the router's own counts.
 
@@ -155,19 +151,19 @@ def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output)
     return Prediction(decode_step, prefill, ttft, tpot, without, ahead)
 
 
-@njit
+@njit(forceinline=True)
 def prefill_load(now, replica, view):
     """Share of a replica's time that prompts of the last seconds take."""
     elapsed = max(0.0, now - view.prefill_rate_at_s)
     return view.prefill_rate * np.exp(-elapsed / PREFILL_RATE_WINDOW_S) * replica.prefill_b_s
 
 
-@njit
+@njit(forceinline=True)
 def logistic(x):
     return 1.0 / (1.0 + np.exp(-min(60.0, max(-60.0, x))))
 
 
-@njit
+@njit(forceinline=True)
 def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, waited_s, priority, rows):
     """Write the observation of one request into `rows`.
 

@@ -28,9 +28,7 @@ class Kind(NamedTuple):
 def names(kind: Kind) -> list[str]:
     """Every name that `find` knows, sorted."""
     package = importlib.import_module(kind.package)
-    built_in = [
-        m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")
-    ]
+    built_in = [m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
     return sorted({*built_in, *(e.name for e in importlib.metadata.entry_points(group=kind.group))})
 
 

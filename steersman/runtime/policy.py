@@ -84,9 +84,7 @@ class CompiledPolicy:
         values = self.values.copy()
         for name, value in params.items():
             if name not in self.params:
-                raise UserError(
-                    f"policy {self.name!r} has no parameter {name!r}; {nearest(name, list(self.params))}"
-                )
+                raise UserError(f"policy {self.name!r} has no parameter {name!r}; {nearest(name, list(self.params))}")
             values[list(self.params).index(name)] = value
         return self.with_values(values)
 

@@ -39,9 +39,7 @@ class Requests:
     blocks: np.ndarray
     block_tokens: int
     tenants: Mapping[str, Tenant]
-    duration_s: float = (
-        0.0  # length of the arrival window, over which rates are taken; 0: up to the last arrival
-    )
+    duration_s: float = 0.0  # length of the arrival window, over which rates are taken; 0: up to the last arrival
 
     @property
     def tenant_table(self) -> np.ndarray:

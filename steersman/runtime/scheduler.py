@@ -82,9 +82,7 @@ class Scheduler:
         self.replicas = fleet.table()
         self.candidates = candidates or len(self.replicas) + 1
         if self.candidates <= len(self.replicas):
-            raise UserError(
-                f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates"
-            )
+            raise UserError(f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates")
         self.prefix_block_tokens = prefix_block_tokens
         self.rows = np.zeros((self.candidates, WIDTH), np.float32)
         self.mask = np.zeros(self.candidates, np.bool_)
@@ -197,9 +195,7 @@ class Scheduler:
         ticket.uncached_tokens = q.prompt_tokens - ticket.matched_tokens
         ticket.predicted_ttft_s = float(self.rows[replica, _TTFT])
         ticket.replica, ticket.stage = replica, Stage.PREFILLING
-        bookkeeping.dispatch(
-            self.book, self.now, replica, q.tenant, q.prompt_tokens, ticket.uncached_tokens, q.keys
-        )
+        bookkeeping.dispatch(self.book, self.now, replica, q.tenant, q.prompt_tokens, ticket.uncached_tokens, q.keys)
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
         """The first token came, or (`assumed`) must have come by now, where a response does not show it."""

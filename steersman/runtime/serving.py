@@ -63,9 +63,7 @@ class OnnxPolicy:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base
             message = " ".join(str(error).split())
-            raise UserError(
-                f"{where}: ONNX Runtime cannot load it ({message}); export the policy again"
-            ) from None
+            raise UserError(f"{where}: ONNX Runtime cannot load it ({message}); export the policy again") from None
         ports = [
             [(port.name, port.type, port.shape[1:]) for port in self._session.get_inputs()],
             [(port.name, port.type, port.shape[1:]) for port in self._session.get_outputs()],

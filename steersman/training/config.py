@@ -60,14 +60,10 @@ class TrainingConfig(Model):
         min_length=1,
         description="relative to the capacity of the best heuristic as shipped",
     )
-    algorithms: list[Literal["cma-es", "ppo", "maskable-ppo"]] = Field(
-        default=["cma-es", "maskable-ppo"], min_length=1
-    )
+    algorithms: list[Literal["cma-es", "ppo", "maskable-ppo"]] = Field(default=["cma-es", "maskable-ppo"], min_length=1)
     reward: str = Field(default="slo", description="what PPO maximises: a module of steersman.envs.rewards")
     architecture: Architecture = Architecture()
-    tune: list[str] = Field(
-        default=["push-shed"], description="heuristics to tune, each with the search budget"
-    )
+    tune: list[str] = Field(default=["push-shed"], description="heuristics to tune, each with the search budget")
     compare: list[str] = Field(default=[], description="heuristics to compare with; default: all")
     search: SearchConfig = SearchConfig()
     imitation: ImitationConfig = ImitationConfig()

@@ -30,8 +30,6 @@ def compare(
         episodes[policy.name] = played
         worths[policy.name] = [worth(e) for e in played]
         summaries.append(
-            summarise(
-                policy.name, played, arena.fleet.names, table["max_num_seqs"], arena.fleet.price_per_hour
-            )
+            summarise(policy.name, played, arena.fleet.names, table["max_num_seqs"], arena.fleet.price_per_hour)
         )
     return Comparison(summaries, episodes, worths)

@@ -84,9 +84,7 @@ def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
-def export_bundle(
-    path: Path, *, architecture: Architecture, weights: np.ndarray, name: str, **facts: Any
-) -> None:
+def export_bundle(path: Path, *, architecture: Architecture, weights: np.ndarray, name: str, **facts: Any) -> None:
     """Write the scorer as a policy bundle; `facts` as for `runtime.bundle.write_bundle`.
 
     path: a folder, or a file ending in `.zip`.

@@ -53,9 +53,7 @@ def goodput_bars(summaries: Sequence[Summary], learned: str, heuristic: str) -> 
     figure = _figure(1.3 + 0.24 * len(rows), "Goodput on held-out episodes")
     axes = figure.subplots()
     values = [s.goodput_rps for s in rows]
-    bars = axes.barh(
-        range(len(rows)), values, height=0.72, color=[_colour(s.policy, learned, heuristic) for s in rows]
-    )
+    bars = axes.barh(range(len(rows)), values, height=0.72, color=[_colour(s.policy, learned, heuristic) for s in rows])
     axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=9)
     offered = max((s.offered_rps for s in rows), default=0.0)
     axes.axvline(offered, color=SLO, linewidth=1, linestyle="--")
@@ -87,9 +85,7 @@ def attainment_bars(summaries: Sequence[Summary], learned: str) -> Figure:
     return figure
 
 
-def latency_cdf(
-    episodes: Mapping[str, Sequence[Episode]], column: str, learned: str, heuristic: str
-) -> Figure:
+def latency_cdf(episodes: Mapping[str, Sequence[Episode]], column: str, learned: str, heuristic: str) -> Figure:
     """Share of arrived requests that were served within x seconds, a panel a tenant, a line a policy.
 
     column: "ttft_s" or "tpot_s". Shed and failed requests never end, so such a line stays below 100 %.

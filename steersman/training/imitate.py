@@ -18,9 +18,7 @@ from steersman.training.config import ImitationConfig
 _IS_REPLICA = COLUMN["is_replica"]
 
 
-def record(
-    policy: CompiledPolicy, fleet: Fleet, episodes: Sequence[Requests]
-) -> tuple[np.ndarray, np.ndarray]:
+def record(policy: CompiledPolicy, fleet: Fleet, episodes: Sequence[Requests]) -> tuple[np.ndarray, np.ndarray]:
     """Observations (D, C, WIDTH) and the choices (D,) of `policy` over `episodes`."""
     runtime = SimulatedRuntime(fleet)
     rows, actions = [], []

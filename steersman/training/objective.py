@@ -65,13 +65,9 @@ class Arena:
 
     def episodes(self, policy: CompiledPolicy, requests: Sequence[Requests], seed: int = 0) -> list[Episode]:
         """All `requests` under one policy."""
-        return list(
-            self._pool.map(lambda i: self.episode(policy, requests[i], seed + i), range(len(requests)))
-        )
+        return list(self._pool.map(lambda i: self.episode(policy, requests[i], seed + i), range(len(requests))))
 
-    def values(
-        self, policies: Sequence[CompiledPolicy], requests: Sequence[Requests], seed: int = 0
-    ) -> np.ndarray:
+    def values(self, policies: Sequence[CompiledPolicy], requests: Sequence[Requests], seed: int = 0) -> np.ndarray:
         """The mean worth of each policy over the same episodes, (policies,)."""
         jobs = [(policy, episode, seed + i) for policy in policies for i, episode in enumerate(requests)]
         return np.array(self.play(jobs)).reshape(len(policies), len(requests)).mean(axis=1)

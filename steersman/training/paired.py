@@ -22,9 +22,7 @@ class Paired(NamedTuple):
     high: float
 
     @classmethod
-    def of(
-        cls, name: str, against: str, metric: str, a: Sequence[float], b: Sequence[float], seed: int
-    ) -> Paired:
+    def of(cls, name: str, against: str, metric: str, a: Sequence[float], b: Sequence[float], seed: int) -> Paired:
         """Compare `a` of `name` with `b` of `against`, one value of `metric` an episode."""
         ratio, low, high = paired(a, b, seed)
         return cls(name, against, metric, float(np.mean(a) - np.mean(b)), ratio, low, high)
@@ -41,9 +39,7 @@ def paired(a: Sequence[float], b: Sequence[float], seed: int) -> tuple[float, fl
         ValueError: lengths differ, or there are no episodes.
     """
     if len(a) != len(b) or not len(a):
-        raise ValueError(
-            f"paired statistics need equally many episodes of both, at least one; got {len(a)}, {len(b)}"
-        )
+        raise ValueError(f"paired statistics need equally many episodes of both, at least one; got {len(a)}, {len(b)}")
     x, y = np.asarray(a, float), np.asarray(b, float)
     drawn = np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))
     ratios = np.sort(_ratio(x[drawn].mean(axis=1), y[drawn].mean(axis=1)))

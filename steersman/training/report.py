@@ -164,12 +164,8 @@ def _cell(summary: Summary, summaries: Sequence[Summary], column: Column) -> lis
 
 
 def _table(summaries: Sequence[Summary], kept: Sequence[Column], best: str | None, gap: int) -> Table:
-    title = ", ".join(
-        dict.fromkeys(f"{s.episodes} episodes, {s.offered_rps:.1f} req/s offered" for s in summaries)
-    )
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap), title=title, caption=NOTES
-    )
+    title = ", ".join(dict.fromkeys(f"{s.episodes} episodes, {s.offered_rps:.1f} req/s offered" for s in summaries))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap), title=title, caption=NOTES)
     table.title_justify = table.caption_justify = "left"
     table.add_column("policy", no_wrap=True)
     for column in kept:
@@ -179,9 +175,7 @@ def _table(summaries: Sequence[Summary], kept: Sequence[Column], best: str | Non
         for column in kept:
             cell = _cell(summary, summaries, column)
             # The parts of a cell stand below each other in their column: pad each to its widest.
-            widths = [
-                max(len(_cell(s, summaries, column)[i][0]) for s in summaries) for i in range(len(cell))
-            ]
+            widths = [max(len(_cell(s, summaries, column)[i][0]) for s in summaries) for i in range(len(cell))]
             text = Text(justify="right")
             for i, ((value, bold), wide) in enumerate(zip(cell, widths, strict=True)):
                 text.append(" / " if i else "").append(" " * (wide - len(value)))

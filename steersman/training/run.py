@@ -37,8 +37,8 @@ class Run:
         self.bundle = folder / "bundle"
 
     @classmethod
-    def create(cls, root: Path, config: TrainingConfig, name: str) -> Run:
-        """A new folder under `root`, named by `name` and the time.
+    def create(cls, root: Path, config: TrainingConfig, name: str, traces: Path | None = None) -> Run:
+        """A new folder under `root`, named by `name` and the time; `traces` is kept for a resumption.
 
         Raises:
             UserError: it cannot be written.
@@ -49,6 +49,8 @@ class Run:
             folder.mkdir(parents=True, exist_ok=False)
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             (folder / "config.yaml").write_text(text, encoding="utf-8")
+            if traces is not None:
+                write_json(folder / "traces.json", str(traces.resolve()))
         except OSError as error:
             raise UserError(f"{folder}: the run folder cannot be written: {error.strerror}") from error
         return cls(folder, config)
@@ -66,6 +68,12 @@ class Run:
                 f"{folder}: not a run folder (it has no config.yaml); name one that `steersman train` printed"
             )
         return cls(folder, validate(TrainingConfig, read_yaml(path), str(path)))
+
+    @property
+    def traces(self) -> Path | None:
+        """The folder of traces that the run was started with."""
+        path = self.folder / "traces.json"
+        return Path(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def once(self, stage: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of `work`, done at most once for this folder; it must survive a round trip through JSON."""

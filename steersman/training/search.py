@@ -6,6 +6,7 @@ generation plays the same episodes; generations draw fresh ones from a pool, so 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +33,8 @@ class Found(NamedTuple):
     """The result of a search."""
 
     policy: CompiledPolicy
-    evaluations: int
+    numbers: np.ndarray  # the point in the search space, (P,)
+    evaluations: int  # episodes played
 
 
 def search(
@@ -57,19 +59,14 @@ def search(
     its generations from it without playing, and so goes on as if it had never stopped.
     """
     kind = SepCMA if len(start) > 200 else CMA
-    optimiser = kind(
-        mean=start.astype(float), sigma=sigma, seed=seed, population_size=population, bounds=bounds
-    )
+    optimiser = kind(mean=start.astype(float), sigma=sigma, seed=seed, population_size=population, bounds=bounds)
     rng = np.random.default_rng(seed)
     told = _load(checkpoint, population)
     mean = start
     for number in range(generations):
         # A stratified draw: one of each stretch of the pool, so that every load appears equally often.
         edges = np.linspace(0, len(pool), episodes + 1).astype(int)
-        drawn = [
-            pool[int(rng.integers(low, max(low + 1, high)))]
-            for low, high in zip(edges, edges[1:], strict=False)
-        ]
+        drawn = [pool[int(rng.integers(low, max(low + 1, high)))] for low, high in itertools.pairwise(edges)]
         asked = [optimiser.ask() for _ in range(population)]
         if number < len(told):
             values = told[number]
@@ -84,7 +81,7 @@ def search(
             Generation(number + 1, (number + 1) * population * episodes, values.max(), values.mean(), spread),
             make(mean),
         )
-    return Found(make(mean), generations * population * episodes)
+    return Found(make(mean), mean, generations * population * episodes)
 
 
 def tune(policy: CompiledPolicy, **options: object) -> Found:

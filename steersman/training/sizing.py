@@ -24,9 +24,7 @@ def margin(episode: Episode) -> float:
     return float(min(attained.mean() - OVERALL, worst - EACH_TENANT))
 
 
-def capacity(
-    policy: CompiledPolicy, sample: Sampler, arena: Arena, seeds: Sequence[int], steps: int = 9
-) -> float:
+def capacity(policy: CompiledPolicy, sample: Sampler, arena: Arena, seeds: Sequence[int], steps: int = 9) -> float:
     """The highest load at which `policy` meets the demands on average, by bisection; within a few percent.
 
     Raises:

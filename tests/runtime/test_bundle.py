@@ -313,9 +313,7 @@ def test_a_wrong_key_is_named(folder: Path, change: Callable[[dict[str, Any]], A
     assert sentence in refusal(folder)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "weights: 1", "[]", "null", '{"format": NaN}', "[" * 100_000, "\xff\xfe"]
-)
+@pytest.mark.parametrize("text", ["", "weights: 1", "[]", "null", '{"format": NaN}', "[" * 100_000, "\xff\xfe"])
 def test_a_manifest_that_is_no_json_mapping_is_refused(folder: Path, text: str) -> None:
     (folder / "policy.json").write_bytes(text.encode("latin-1"))
     assert "policy.json: " in refusal(folder)

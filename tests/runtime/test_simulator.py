@@ -20,9 +20,7 @@ def prefill_s(tokens: int, before: int = 0, decodes: int = 0, context: int = 0) 
     """An iteration with one prefill chunk."""
     chunk = tokens * (H100.prefill_b_s_per_token + H100.prefill_c_s_per_token2 * (before + tokens / 2))
     base = max(H100.prefill_a_s + chunk, H100.decode_a_s if decodes else 0.0)
-    return (
-        H100.overhead_s + base + H100.decode_b_s_per_sequence * decodes + H100.decode_c_s_per_token * context
-    )
+    return H100.overhead_s + base + H100.decode_b_s_per_sequence * decodes + H100.decode_c_s_per_token * context
 
 
 def decode_s(contexts: list[int]) -> float:
@@ -209,9 +207,7 @@ def test_conservation(seed, kv, slots, budget, rate):
     state, outcomes = runtime.state, runtime.outcomes()
     assert (outcomes.state != State.PENDING).all()
     blocks_of_entry = requests.block_tokens // runtime.fleet.block_tokens
-    assert (
-        state.engines["free_blocks"] + state.heads["idle"] * blocks_of_entry == state.engines["total_blocks"]
-    ).all()
+    assert (state.engines["free_blocks"] + state.heads["idle"] * blocks_of_entry == state.engines["total_blocks"]).all()
     assert (state.heads["idle"] == state.heads["size"]).all()
     assert not state.phase.any()
     assert not state.engines["context"].any()

@@ -33,9 +33,7 @@ def workload(**tenants: dict) -> Workload:
 
 
 def prompt_prefixes(requests: Requests) -> list[tuple[int, ...]]:
-    return [
-        tuple(requests.blocks[q["block_start"] : q["block_start"] + q["block_count"]]) for q in requests.table
-    ]
+    return [tuple(requests.blocks[q["block_start"] : q["block_start"] + q["block_count"]]) for q in requests.table]
 
 
 def same(a: Requests, b: Requests) -> bool:

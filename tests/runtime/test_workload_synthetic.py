@@ -36,9 +36,7 @@ def chains(s: Stream) -> list[list[int]]:
     return [list(part) for part in np.split(s.blocks, np.cumsum(s.block_count)[:-1])]
 
 
-@pytest.mark.parametrize(
-    "arrivals", [{}, {"cv": 0.5}, {"cv": 4}, {"bursts": BURSTS}, {"cv": 2, "bursts": BURSTS}]
-)
+@pytest.mark.parametrize("arrivals", [{}, {"cv": 0.5}, {"cv": 4}, {"bursts": BURSTS}, {"cv": 2, "bursts": BURSTS}])
 def test_the_mean_rate_is_the_one_asked_for(arrivals):
     times = Arrivals.model_validate(arrivals)
     counts = [len(times.sample(np.random.default_rng(s), 10.0, 0.0, 100.0)) for s in range(300)]

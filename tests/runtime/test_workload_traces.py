@@ -23,10 +23,7 @@ TIMES = ("2023-11-16 18:15:46.6805900", "2023-11-16 18:15:50.9951690", "2023-11-
 
 
 def line(timestamp: object = 0, prompt: object = 600, output: object = 5, ids: object = (1, 2)) -> str:
-    return (
-        json.dumps({"timestamp": timestamp, "input_length": prompt, "output_length": output, "hash_ids": ids})
-        + "\n"
-    )
+    return json.dumps({"timestamp": timestamp, "input_length": prompt, "output_length": output, "hash_ids": ids}) + "\n"
 
 
 def azure_file(folder: Path, n: int = 1000, gap_s: float = 0.5) -> Path:
@@ -53,9 +50,7 @@ def test_azure_reads_times_to_the_microsecond_and_lengths_in_any_column_order():
 
 
 def test_equal_times_and_a_byte_order_mark_are_fine():
-    trace = parse_azure(
-        b"\xef\xbb\xbf" + (HEADER + f"{TIMES[0]},1,1\n{TIMES[0]},2,2\n{TIMES[1]},3,3").encode(), "f"
-    )
+    trace = parse_azure(b"\xef\xbb\xbf" + (HEADER + f"{TIMES[0]},1,1\n{TIMES[0]},2,2\n{TIMES[1]},3,3").encode(), "f")
     assert trace.time_s[:2].tolist() == [0, 0]
 
 
@@ -157,9 +152,7 @@ VALUES = st.recursive(
 @given(
     st.one_of(
         st.binary(max_size=200),
-        st.lists(st.builds(line, VALUES, VALUES, VALUES, VALUES), max_size=4).map(
-            lambda x: "".join(x).encode()
-        ),
+        st.lists(st.builds(line, VALUES, VALUES, VALUES, VALUES), max_size=4).map(lambda x: "".join(x).encode()),
     )
 )
 @example(b'{"timestamp": 1e999, "input_length": 1, "output_length": 1, "hash_ids": [1]}')
@@ -265,9 +258,7 @@ def test_spreading_moves_times_alike_in_every_episode(tmp_path):
 
 def test_mooncake_needs_blocks_of_512_tokens():
     tenant = {"slo": {"ttft_s": 1, "tpot_s": 1}, "source": {"kind": "mooncake", "file": "t.jsonl"}}
-    with pytest.raises(
-        ValueError, match=r"tenants\.a\.source: a mooncake source needs block_tokens: 512, got 64"
-    ):
+    with pytest.raises(ValueError, match=r"tenants\.a\.source: a mooncake source needs block_tokens: 512, got 64"):
         Workload.model_validate({"description": "x", "tenants": {"a": tenant}})
 
 

@@ -75,9 +75,7 @@ def test_shares_of_requests_add_up(run):
 def test_a_tenant_called_all_does_not_overwrite_the_whole(run):
     folder, summaries, _ = run
     values = scalars(folder / "cma-es")
-    assert values["slo/attainment/all (tenant)"][1000] == pytest.approx(
-        summaries[2].tenants["all"].attainment
-    )
+    assert values["slo/attainment/all (tenant)"][1000] == pytest.approx(summaries[2].tenants["all"].attainment)
     assert values["slo/attainment/all"][1000] == pytest.approx(summaries[2].attainment)
 
 
@@ -200,9 +198,7 @@ def test_the_comparison_is_there_as_pictures_and_as_a_table(run):
     image = accumulator.Images(tags.TTFT_CDF)[0]
     assert image.width > 500
     assert image.encoded_image_string.startswith(b"\x89PNG")
-    table = (
-        accumulator.Tensors(f"{tags.COMPARISON_TABLE}/text_summary")[0].tensor_proto.string_val[0].decode()
-    )
+    table = accumulator.Tensors(f"{tags.COMPARISON_TABLE}/text_summary")[0].tensor_proto.string_val[0].decode()
     assert all(policy in table for policy in POLICIES)
     assert [p.name for p in pictures] == ["goodput.png", "attainment.png", "ttft_cdf.png", "tpot_cdf.png"]
     assert all(p.stat().st_size > 5000 for p in pictures)
@@ -211,8 +207,7 @@ def test_the_comparison_is_there_as_pictures_and_as_a_table(run):
 def test_hyper_parameters_stand_beside_the_final_figures_in_the_run_itself(run):
     folder, summaries, _ = run
     content = {
-        tag: HParamsPluginData.FromString(data)
-        for tag, data in events(folder).PluginTagToContent("hparams").items()
+        tag: HParamsPluginData.FromString(data) for tag, data in events(folder).PluginTagToContent("hparams").items()
     }
     started = content["_hparams_/session_start_info"].session_start_info.hparams
     assert started["algorithm"].string_value == "cma-es"
@@ -220,9 +215,7 @@ def test_hyper_parameters_stand_beside_the_final_figures_in_the_run_itself(run):
     named = [m.name.tag for m in content["_hparams_/experiment"].experiment.metric_infos]
     values = scalars(folder)
     assert set(named) == {tag for tag in values if tag.startswith("final/")}
-    assert values[tags.FINAL_GOODPUT_RATIO][0] == pytest.approx(
-        summaries[2].goodput_rps / summaries[1].goodput_rps
-    )
+    assert values[tags.FINAL_GOODPUT_RATIO][0] == pytest.approx(summaries[2].goodput_rps / summaries[1].goodput_rps)
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"cma-es", "ppo", "best-heuristic", "figures"}
 
 

@@ -76,9 +76,7 @@ def test_the_best_of_a_column_is_bold(summaries):
 
 def test_nothing_completed_reads_as_missing_not_as_fast(summaries):
     dead = comparisons.summary("dead", [comparisons.episode(0, 1.0, shed=1.0)])
-    row = next(
-        line for line in rendered([*summaries, dead], None, 120).splitlines() if line.startswith("dead")
-    )
+    row = next(line for line in rendered([*summaries, dead], None, 120).splitlines() if line.startswith("dead"))
     assert row.count("–") == 5  # TTFT and TPOT, P50 and P99, and the cost of nothing
 
 

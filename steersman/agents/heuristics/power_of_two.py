@@ -50,6 +50,4 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
     scores[winner] = 1.0
 
 
-POLICY = CompiledPolicy(
-    "power-of-two", "Sends to the replica with fewer requests in flight of two random ones.", score
-)
+POLICY = CompiledPolicy("power-of-two", "Sends to the replica with fewer requests in flight of two random ones.", score)

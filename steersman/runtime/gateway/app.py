@@ -61,6 +61,10 @@ class Gateway:
     async def drained(self) -> None:
         """From now on new requests are refused; returns when the last one in flight has ended."""
         self.draining = True
+        await self.idle()
+
+    async def idle(self) -> None:
+        """Returns when no request is in flight."""
         await self._idle.wait()
 
     @staticmethod
@@ -87,9 +91,7 @@ class Gateway:
     # What needs no decision
 
     async def _list_models(self, request: web.Request, request_id: str) -> web.Response:
-        models = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models
-        ]
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
         return web.json_response({"object": "list", "data": models})
 
     async def _health(self, request: web.Request, request_id: str) -> web.Response:
@@ -136,9 +138,7 @@ class Gateway:
                 self.scheduler.shed(ticket)
                 self.metrics.over(tenant, decision.kind if failure is None else "failed")
                 if failure is not None:
-                    raise ApiError(
-                        502, f"every replica tried failed, at last {failure}", code="replica_failed"
-                    )
+                    raise ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
                 raise self._turned_away(decision, live, tenant)
             self.scheduler.dispatched(ticket, decision.replica)
             try:

@@ -54,9 +54,7 @@ class Metrics:
         self._up = gauge("replica_up", "Whether a replica may take requests", "replica")
         policy, fallback = scheduler.policy, scheduler.fallback
         if policy is not None and fallback is not None:
-            gauge("policy_info", "The policy in use", "policy", "fallback").labels(
-                policy.name, fallback.name
-            ).set(1)
+            gauge("policy_info", "The policy in use", "policy", "fallback").labels(policy.name, fallback.name).set(1)
         for tenant in self._tenants:
             self._attained.labels(tenant)
         for name in self._names:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+from collections.abc import Awaitable
 
 import aiohttp
 from aiohttp import web
@@ -17,6 +19,7 @@ from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Ticket
 
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=3.0, sock_read=300.0)
+_LARGE = 1 << 20
 _BROKEN = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -26,6 +29,10 @@ class AttemptFailed(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class _PostFailed(Exception):
+    """A replica took no request, or gave no answer to it."""
 
 
 class Relay:
@@ -61,19 +68,49 @@ class Relay:
             "X-Request-Id": request_id,
             **upstream.headers,
         }
-        url = upstream.base_url + request.path
+        assumed = None
+        if not call.stream:
+            # The first token does not show: it is taken to come when it was predicted.
+            assumed = asyncio.get_running_loop().call_later(
+                ticket.predicted_ttft_s, self.scheduler.first_token, ticket, True
+            )
+        try:
+            answer = await self._post(upstream.base_url + request.path, body, headers)
+            return await self._pass_on(request, request_id, answer, call, ticket)
+        except _PostFailed as error:
+            self.pool.failed(replica, self.scheduler)
+            raise AttemptFailed("connect", f"{self.pool.names[replica]}: {error}") from None
+        finally:
+            if assumed is not None:
+                assumed.cancel()
+
+    async def _post(self, url: str, body: bytes, headers: dict[str, str]) -> aiohttp.ClientResponse:
+        def post() -> Awaitable[aiohttp.ClientResponse]:
+            # The HTTP client wants large bodies as files.
+            data = body if len(body) < _LARGE else io.BytesIO(body)
+            return self.pool.session.post(url, data=data, headers=headers, timeout=self._timeout)
+
         try:
             try:
-                answer = await self.pool.session.post(url, data=body, headers=headers, timeout=self._timeout)
+                return await post()
             except aiohttp.ClientConnectorError:
                 raise
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 # It may have closed an idle connection just as the request went out: once more on a new one.
                 headers["Connection"] = "close"
-                answer = await self.pool.session.post(url, data=body, headers=headers, timeout=self._timeout)
+                return await post()
         except _BROKEN as error:
-            self.pool.failed(replica, self.scheduler)
-            raise AttemptFailed("connect", f"{self.pool.names[replica]}: {_said(error)}") from None
+            raise _PostFailed(_said(error)) from None
+
+    async def _pass_on(
+        self,
+        request: web.Request,
+        request_id: str,
+        answer: aiohttp.ClientResponse,
+        call: Call,
+        ticket: Ticket,
+    ) -> web.StreamResponse:
+        replica = ticket.replica
         async with answer:
             if answer.status >= 500:
                 raise AttemptFailed("status", f"{self.pool.names[replica]} gave status {answer.status}")
@@ -90,20 +127,11 @@ class Relay:
     async def _relay_whole(
         self, answer: aiohttp.ClientResponse, headers: dict[str, str], call: Call, ticket: Ticket
     ) -> web.Response:
-        # The first token does not show: it is taken to come when it was predicted.
-        assumed = asyncio.get_running_loop().call_later(
-            ticket.arrived_s + ticket.predicted_ttft_s - self.scheduler.now,
-            self.scheduler.first_token,
-            ticket,
-            True,
-        )
         try:
             body = await answer.read()
         except _BROKEN as error:
             self.pool.failed(ticket.replica, self.scheduler)
             raise AttemptFailed("cut", f"{self.pool.names[ticket.replica]}: {_said(error)}") from None
-        finally:
-            assumed.cancel()
         ok = answer.status == 200
         self._over(ticket, call, usage_of(body) if ok else None, "done" if ok else "rejected")
         return web.Response(body=body, status=answer.status, headers=headers)
@@ -118,7 +146,7 @@ class Relay:
     ) -> web.StreamResponse:
         counter = EventCounter()
         response: web.StreamResponse | None = None
-        problem = "the stream ended without [DONE]"
+        problem = "the stream ended early"
         while True:
             try:
                 chunk = await answer.content.readany()

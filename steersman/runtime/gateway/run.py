@@ -82,9 +82,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(
-    pool: Pool, scheduler: Scheduler, listener: socket.socket, drain_s: float, console: Console
-) -> None:
+async def _serve(pool: Pool, scheduler: Scheduler, listener: socket.socket, drain_s: float, console: Console) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -105,9 +103,7 @@ async def _serve(
     try:
         await _start(pool, console)
         gateway = Gateway(scheduler, pool)
-        runner = web.AppRunner(
-            gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
-        )
+        runner = web.AppRunner(gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         site = web.SockSite(runner, listener)
         await site.start()

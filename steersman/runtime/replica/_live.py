@@ -50,9 +50,7 @@ class LiveRuntime:
         self.replicas = fleet.table()
         self.candidates = candidates or len(self.replicas) + 1
         if self.candidates <= len(self.replicas):
-            raise UserError(
-                f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates"
-            )
+            raise UserError(f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates")
         self.rows = np.zeros((self.candidates, WIDTH), np.float32)
         self.mask = np.zeros(self.candidates, np.bool_)
         self.reasons = np.zeros(self.candidates, np.int8)
@@ -263,9 +261,7 @@ class _Episode:
             self.pool.failed(replica, self.scheduler)
         finally:
             self._count_usage()
-            served = self.scheduler.ended(
-                ticket, ok, counter.usage.completion_tokens if counter.usage else None
-            )
+            served = self.scheduler.ended(ticket, ok, counter.usage.completion_tokens if counter.usage else None)
             o = self.outcomes
             o.state[index] = State.DONE if ok else State.FAILED
             if served is not None and ok:

@@ -3,8 +3,8 @@
     python -m steersman.runtime.replica._measure FLEET REPLICA > profile.yaml
 
 Starts (or reaches) one replica of a fleet file, sends it prompts of growing length one at a time, then
-growing batches of streams at two context lengths, and fits the coefficients of `steersman.runtime.cost` to what
-a client sees. Takes some minutes; nothing else should run on the machine. Needs a server that honours
+growing batches of streams at two context lengths, and fits the coefficients of `steersman.runtime.cost` to
+what a client sees. Takes some minutes; nothing else should run on the machine. Needs a server that honours
 `ignore_eos` and `stream_options.include_usage` (vLLM, SGLang, llama.cpp).
 """
 
@@ -60,9 +60,7 @@ async def running(replica: Replica) -> AsyncIterator[aiohttp.ClientSession]:
             await replica.stop()
 
 
-async def stream(
-    session: aiohttp.ClientSession, replica: Replica, model: str, prompt: str, tokens: int
-) -> Stream:
+async def stream(session: aiohttp.ClientSession, replica: Replica, model: str, prompt: str, tokens: int) -> Stream:
     """Generate exactly `tokens` tokens."""
     body = {
         "model": replica.served_model or model,
@@ -117,13 +115,9 @@ async def measure_decode(
     for batch in batches:
         for context in (32, min(1024, per_sequence // 2)):
             # Prompts are prefilled one after another: the first must still decode when the last one starts.
-            tokens = min(
-                per_sequence - context - 8, STEPS + batch * (2 + context // max(1, group.token_budget))
-            )
+            tokens = min(per_sequence - context - 8, STEPS + batch * (2 + context // max(1, group.token_budget)))
             prompts = [prompt_of(context, rng) for _ in range(batch)]
-            streams = await asyncio.gather(
-                *(stream(session, replica, group.model, p, tokens) for p in prompts)
-            )
+            streams = await asyncio.gather(*(stream(session, replica, group.model, p, tokens) for p in prompts))
             begin, end = max(s.token_s[0] for s in streams), min(s.token_s[-1] for s in streams)
             together = [sum(begin < t <= end for t in s.token_s) for s in streams]
             if max(together) < STEPS // 2:

@@ -27,9 +27,7 @@ def open_replica(name: str, group: ReplicaGroup) -> Replica:
         UserError: there is no backend, or its options are wrong.
     """
     if group.backend is None:
-        raise UserError(
-            f"replica {name!r}: the fleet file gives no backend for it; add backend.kind and its options"
-        )
+        raise UserError(f"replica {name!r}: the fleet file gives no backend for it; add backend.kind and its options")
     model: type[Model] = plugins.find(KIND, group.backend.kind)
     where = f"replica {name!r}: backend.options"
     return validate(model, group.backend.options, where).open(name, group)  # type: ignore[attr-defined]
@@ -71,10 +69,7 @@ class Pool:
         def told(index: int) -> Callable[[str], None]:
             return lambda text: progress(index, text)
 
-        tasks = [
-            asyncio.create_task(replica.start(self._session, told(i)))
-            for i, replica in enumerate(self.replicas)
-        ]
+        tasks = [asyncio.create_task(replica.start(self._session, told(i))) for i, replica in enumerate(self.replicas)]
         try:
             await asyncio.gather(*tasks)
         except BaseException:
@@ -84,13 +79,9 @@ class Pool:
             await self.stop()
             raise
 
-    def watch(
-        self, scheduler: Scheduler, changed: Callable[[int, bool], None] = lambda _r, _up: None
-    ) -> None:
+    def watch(self, scheduler: Scheduler, changed: Callable[[int, bool], None] = lambda _r, _up: None) -> None:
         """Keep `scheduler` told of each replica's metrics and health until `unwatch`."""
-        self._watches = [
-            asyncio.create_task(self._watch(i, scheduler, changed)) for i in range(len(self.replicas))
-        ]
+        self._watches = [asyncio.create_task(self._watch(i, scheduler, changed)) for i in range(len(self.replicas))]
 
     async def _watch(self, index: int, scheduler: Scheduler, changed: Callable[[int, bool], None]) -> None:
         replica, up = self.replicas[index], True

@@ -42,9 +42,7 @@ class OpenAIBackend(Model):
         if self.api_key_env is not None:
             key = os.environ.get(self.api_key_env)
             if not key:
-                raise UserError(
-                    f"replica {name!r}: environment variable {self.api_key_env} (its API key) is not set"
-                )
+                raise UserError(f"replica {name!r}: environment variable {self.api_key_env} (its API key) is not set")
             headers["Authorization"] = f"Bearer {key}"
         return OpenAIReplica(name, self, headers)
 

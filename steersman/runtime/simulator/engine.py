@@ -23,13 +23,13 @@ from steersman.runtime.outcomes import State as RequestState
 _DONE = int(RequestState.DONE)
 
 
-@njit
+@njit(forceinline=True)
 def span(e, steps):
     """Seconds that the first `steps` iterations of the running jump take."""
     return steps * e.alpha + e.beta * (0.5 * steps * (steps - 1))
 
 
-@njit
+@njit(forceinline=True)
 def steps_within(e, seconds):
     """How many whole iterations of the running jump end within `seconds` of its start."""
     if e.beta <= 0.0:
@@ -45,9 +45,9 @@ def steps_within(e, seconds):
     return n
 
 
-@njit
-def enqueue(s, requests, blocks, r, request, believed):
-    """A request reaches replica `r` now and joins its queue."""
+@njit(forceinline=True)
+def enqueue(s, requests, r, request, believed):
+    """A request reaches replica `r` now and joins its queue; an idle engine is due to plan at once."""
     c, e = s.cluster[0], s.engines[r]
     i = c.free_slot
     q = s.sequences[i]
@@ -64,7 +64,7 @@ def enqueue(s, requests, blocks, r, request, believed):
     e.last_waiting = i
     e.n_waiting += 1
     if e.next_event == np.inf:
-        plan(s, requests, blocks, r, c.now)
+        e.start, e.next_event, e.steps, e.streamed, e.mixed = c.now, c.now, 0, 0, 0
     elif e.mixed == 0:
         # Cut the jump at the end of the iteration that runs now, so that the request can join the next one.
         n = steps_within(e, c.now - e.start)
@@ -74,18 +74,18 @@ def enqueue(s, requests, blocks, r, request, believed):
         e.next_event = e.start + span(e, n)
 
 
-@njit
+@njit(forceinline=True)
 def _per_block(s):
     return s.cluster[0].prefix_tokens // s.cluster[0].block_tokens
 
 
-@njit
+@njit(forceinline=True)
 def _available(s, r):
     """KV blocks that can be had: free ones, and idle cache entries."""
     return s.engines[r].free_blocks + s.heads[r].idle * _per_block(s)
 
 
-@njit
+@njit(forceinline=True)
 def _take(s, r, count):
     """Take `count` available KV blocks, evicting idle cache entries where needed."""
     e = s.engines[r]
@@ -95,14 +95,14 @@ def _take(s, r, count):
     e.free_blocks -= count
 
 
-@njit
+@njit(forceinline=True)
 def _blocks(s, tokens):
     """KV blocks that hold `tokens`."""
     b = s.cluster[0].block_tokens
     return (tokens + b - 1) // b
 
 
-@njit
+@njit(forceinline=True)
 def _cache_computed(s, requests, blocks, r, i, upto):
     """Let the cache own the sequence's full prefix blocks before index `upto`; it references them."""
     q = s.sequences[i]
@@ -118,7 +118,7 @@ def _cache_computed(s, requests, blocks, r, i, upto):
     q.held = max(q.held, upto)
 
 
-@njit
+@njit(forceinline=True)
 def _release(s, requests, blocks, r, i, tokens):
     """Give back the KV of a sequence that holds `tokens` computed tokens: its own blocks, and its references."""
     q = s.sequences[i]
@@ -129,7 +129,7 @@ def _release(s, requests, blocks, r, i, tokens):
     q.held = 0
 
 
-@njit
+@njit(forceinline=True)
 def _requeue(s, requests, blocks, r, i, tokens):
     """Preempt a sequence: free its KV, and put it first in the queue to be computed anew."""
     e, q = s.engines[r], s.sequences[i]
@@ -143,7 +143,7 @@ def _requeue(s, requests, blocks, r, i, tokens):
     s.usage[r].preemptions += 1
 
 
-@njit
+@njit(forceinline=True)
 def _preempt_last(s, requests, blocks, r):
     """Preempt the sequence that was admitted last."""
     e = s.engines[r]
@@ -162,7 +162,7 @@ def _preempt_last(s, requests, blocks, r):
     _requeue(s, requests, blocks, r, i, tokens)
 
 
-@njit
+@njit(forceinline=True)
 def _prefill(s, requests, blocks, r, i, chunk):
     """Schedule `chunk` prefill tokens of a sequence, whose KV is available. Returns their seconds."""
     e, q = s.engines[r], s.sequences[i]
@@ -180,7 +180,7 @@ def _prefill(s, requests, blocks, r, i, chunk):
     return chunk_s(s.replicas[r], chunk, before)
 
 
-@njit
+@njit(forceinline=True)
 def _admit(s, requests, blocks, r, budget):
     """Admit the first waiting sequence if its next chunk has room. Returns (tokens scheduled, seconds)."""
     e = s.engines[r]
@@ -213,14 +213,14 @@ def _admit(s, requests, blocks, r, budget):
     return chunk, _prefill(s, requests, blocks, r, i, chunk)
 
 
-@njit
+@njit(forceinline=True)
 def plan(s, requests, blocks, r, now):
     """Schedule the next iteration, or jump, of an engine that has just ended one (or was idle)."""
     while not _planned(s, requests, blocks, r, now):
         pass  # a preemption emptied the batch: now its victims have room
 
 
-@njit
+@njit(forceinline=True)
 def _planned(s, requests, blocks, r, now):
     e, rep = s.engines[r], s.replicas[r]
     period = s.phase.shape[1]
@@ -274,7 +274,7 @@ def _planned(s, requests, blocks, r, now):
     return True
 
 
-@njit
+@njit(forceinline=True)
 def _jump(s, r):
     """How many decode-only iterations run before a sequence ends or KV blocks run out; at least 1."""
     e = s.engines[r]
@@ -293,7 +293,7 @@ def _jump(s, r):
     return n
 
 
-@njit
+@njit(forceinline=True)
 def sync(s, r, now):
     """Bring the router's view of replica `r` to `now`: tokens streamed so far, and fresh engine metrics."""
     e, v, c = s.engines[r], s.book.views[r], s.cluster[0]
@@ -308,7 +308,7 @@ def sync(s, r, now):
     v.scraped_at_s = c.now
 
 
-@njit
+@njit(forceinline=True)
 def complete(s, requests, blocks, outcomes, r):
     """End the running iteration or jump of replica `r`: tokens come out, sequences start to decode or end."""
     c, e, u = s.cluster[0], s.engines[r], s.usage[r]
@@ -371,7 +371,7 @@ def complete(s, requests, blocks, outcomes, r):
     e.next_event = np.inf
 
 
-@njit
+@njit(forceinline=True)
 def _end(s, requests, blocks, outcomes, r, i, tokens, now):
     """A sequence has all its tokens: free its KV, report it, and let the cache keep the blocks of its output."""
     c, q = s.cluster[0], s.sequences[i]

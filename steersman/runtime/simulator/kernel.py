@@ -19,14 +19,14 @@ from steersman.runtime.guard import guard
 from steersman.runtime.observation import encode
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.policy import SCORE, pick
-from steersman.runtime.simulator.engine import complete, enqueue, plan, sync
 from steersman.runtime.requests import REQUEST
+from steersman.runtime.simulator.engine import complete, enqueue, plan, sync
 from steersman.runtime.simulator.state import OUTCOME, open_state
 
 _SHED = int(RequestState.SHED)
 
 
-@njit
+@njit(forceinline=True)
 def advance_state(s, requests, blocks, outcomes):
     """Run until a request needs a decision. Returns whether there is one; False: every request has ended."""
     c = s.cluster[0]
@@ -49,7 +49,7 @@ def advance_state(s, requests, blocks, outcomes):
     return True
 
 
-@njit
+@njit(forceinline=True)
 def observe_state(s, requests, blocks, rows, mask, reasons):
     """Encode the pending request and its guard mask."""
     c = s.cluster[0]
@@ -58,13 +58,11 @@ def observe_state(s, requests, blocks, rows, mask, reasons):
     for r in range(len(s.engines)):
         sync(s, r, c.now)
         s.matched[r] = bookkeeping.matched_tokens(s.book, r, keys, c.prefix_tokens, q.prompt_tokens)
-    encode(
-        c.now, s.replicas, s.book, q.tenant, q.prompt_tokens, q.max_tokens, s.matched, 0.0, q.priority, rows
-    )
+    encode(c.now, s.replicas, s.book, q.tenant, q.prompt_tokens, q.max_tokens, s.matched, 0.0, q.priority, rows)
     guard(s.replicas, q.prompt_tokens, q.max_tokens, q.model, q.regions, mask, reasons)
 
 
-@njit
+@njit(forceinline=True)
 def apply_state(s, requests, blocks, outcomes, action, mask):
     """Carry out a decision for the pending request. A masked action sheds: nothing overrides the guard."""
     c = s.cluster[0]
@@ -76,11 +74,9 @@ def apply_state(s, requests, blocks, outcomes, action, mask):
     if 0 <= action < len(s.engines) and mask[action]:
         believed = int(s.matched[action])
         keys = blocks[q.block_start : q.block_start + q.prompt_blocks]
-        bookkeeping.dispatch(
-            s.book, c.now, action, q.tenant, q.prompt_tokens, q.prompt_tokens - believed, keys
-        )
+        bookkeeping.dispatch(s.book, c.now, action, q.tenant, q.prompt_tokens, q.prompt_tokens - believed, keys)
         outcomes[index].replica = action
-        enqueue(s, requests, blocks, action, index, believed)
+        enqueue(s, requests, action, index, believed)
     else:
         outcomes[index].state = _SHED
         bookkeeping.settle(s.book, q.tenant, False)
@@ -88,7 +84,7 @@ def apply_state(s, requests, blocks, outcomes, action, mask):
         c.n_ended = 1
 
 
-@njit
+@njit(forceinline=True)
 def advance(buffer, requests, blocks, outcomes, rows, mask, reasons):
     """`advance_state` and `observe_state` on a buffer."""
     s = open_state(buffer)
@@ -98,7 +94,7 @@ def advance(buffer, requests, blocks, outcomes, rows, mask, reasons):
     return True
 
 
-@njit
+@njit(forceinline=True)
 def step(buffer, requests, blocks, outcomes, action, rows, mask, reasons):
     """Apply `action`, then advance to the next decision and observe it. Returns whether there is one."""
     s = open_state(buffer)
@@ -109,7 +105,7 @@ def step(buffer, requests, blocks, outcomes, action, rows, mask, reasons):
     return True
 
 
-@njit
+@njit(forceinline=True)
 def apply(buffer, requests, blocks, outcomes, action, mask):
     """`apply_state` on a buffer."""
     apply_state(open_state(buffer), requests, blocks, outcomes, action, mask)

@@ -39,9 +39,7 @@ class SimulatedRuntime:
         self.replicas = fleet.table()
         self.candidates = candidates or len(self.replicas) + 1
         if self.candidates <= len(self.replicas):
-            raise UserError(
-                f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates"
-            )
+            raise UserError(f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates")
         self.rows = np.zeros((self.candidates, WIDTH), np.float32)
         self.mask = np.zeros(self.candidates, np.bool_)
         self.reasons = np.zeros(self.candidates, np.int8)
@@ -93,11 +91,7 @@ class SimulatedRuntime:
     def advance(self) -> bool:
         """Run to the next decision. Returns whether there is one; False: every request has ended."""
         q = self._episode
-        return bool(
-            kernel.advance(
-                self._buffer, q.table, q.blocks, self._outcomes, self.rows, self.mask, self.reasons
-            )
-        )
+        return bool(kernel.advance(self._buffer, q.table, q.blocks, self._outcomes, self.rows, self.mask, self.reasons))
 
     def apply(self, action: int) -> None:
         """Carry out the decision that is due. A masked action sheds."""
@@ -108,18 +102,14 @@ class SimulatedRuntime:
         """`apply`, then `advance`, in one compiled call."""
         q = self._episode
         return bool(
-            kernel.step(
-                self._buffer, q.table, q.blocks, self._outcomes, action, self.rows, self.mask, self.reasons
-            )
+            kernel.step(self._buffer, q.table, q.blocks, self._outcomes, action, self.rows, self.mask, self.reasons)
         )
 
     def run(self, policy: CompiledPolicy, seed: int = 0) -> int:
         """Play the rest of the episode under `policy`. Returns the number of decisions."""
         return self._play(policy, seed, 0)[0]
 
-    def record(
-        self, policy: CompiledPolicy, seed: int = 0, limit: int = 1 << 30
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def record(self, policy: CompiledPolicy, seed: int = 0, limit: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
         """`run`, keeping the first `limit` observations, (D, C, WIDTH) float32, and the actions (D,) on them."""
         decisions, trace, actions = self._play(policy, seed, min(limit, len(self._episode)))
         return trace[:decisions], actions[:decisions]

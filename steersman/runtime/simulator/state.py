@@ -129,9 +129,7 @@ SECTIONS = 22
 _HEADER = 2 * SECTIONS + len(Shape._fields)
 
 
-def shape_of(
-    replicas: np.ndarray, tenants: int, sequences: int, block_tokens: int, prefix_tokens: int
-) -> Shape:
+def shape_of(replicas: np.ndarray, tenants: int, sequences: int, block_tokens: int, prefix_tokens: int) -> Shape:
     """The sizes for a fleet (REPLICA array) with room for `sequences` requests in flight."""
     nodes = max(1, int(replicas["kv_tokens"].max()) // prefix_tokens)
     return Shape(
@@ -194,7 +192,7 @@ def _section(buffer, bounds, i):
     return buffer[bounds[2 * i] : bounds[2 * i + 1]]
 
 
-@njit
+@njit(forceinline=True)
 def open_state(buffer):
     """The views of a buffer, uint8 (bytes,), whose header is written."""
     o = buffer[: 8 * _HEADER].view(np.int64)
@@ -229,7 +227,7 @@ def open_state(buffer):
     )
 
 
-@njit
+@njit(forceinline=True)
 def reset_state(buffer, head, replicas, tenants, prefix_tokens, horizon):
     """Write the header and an empty cluster of `replicas` (REPLICA) and `tenants` (TENANT) into `buffer`."""
     buffer[: 8 * _HEADER].view(np.int64)[:] = head

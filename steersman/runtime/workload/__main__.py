@@ -86,9 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 show(
                     [
-                        workload.sample(
-                            seed, load=options.load, split=options.split, duration_s=options.duration
-                        )
+                        workload.sample(seed, load=options.load, split=options.split, duration_s=options.duration)
                         for seed in range(options.episodes)
                     ]
                 )

@@ -15,13 +15,9 @@ Range = tuple[float, float]
 class Bursts(Model):
     """Times of a higher rate. The mean rate stays what it is: between bursts there are fewer requests."""
 
-    factor: Range = Field(
-        description="the rate in a burst over the rate outside; drawn anew for each, [low, high]"
-    )
+    factor: Range = Field(description="the rate in a burst over the rate outside; drawn anew for each, [low, high]")
     duration_s: Range = Field(description="length of a burst, [low, high]")
-    every_s: float = Field(
-        gt=0, le=1e6, description="mean time from the start of one burst to the start of the next"
-    )
+    every_s: float = Field(gt=0, le=1e6, description="mean time from the start of one burst to the start of the next")
 
     @model_validator(mode="after")
     def _ranges(self) -> Bursts:
@@ -29,8 +25,7 @@ class Bursts(Model):
             raise ValueError(f"factor {list(self.factor)} must be [low, high] with 1 <= low <= high <= 1000")
         if not 0 < self.duration_s[0] <= self.duration_s[1] < self.every_s:
             raise ValueError(
-                f"duration_s {list(self.duration_s)} must be [low, high] with "
-                f"0 < low <= high < every_s {self.every_s}"
+                f"duration_s {list(self.duration_s)} must be [low, high] with 0 < low <= high < every_s {self.every_s}"
             )
         return self
 
@@ -40,9 +35,7 @@ class Bursts(Model):
         share = sum(self.duration_s) / 2 / self.every_s
         return 1 + share * (sum(self.factor) / 2 - 1)
 
-    def intensity(
-        self, rng: np.random.Generator, start_s: float, end_s: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def intensity(self, rng: np.random.Generator, start_s: float, end_s: float) -> tuple[np.ndarray, np.ndarray]:
         """Times to beyond `end_s` and, at each, the integral since `start_s` of a rate whose mean is 1.
 
         Bursts alternate with exponential pauses from ten cycles before `start_s`, so they have no set phase.

@@ -64,8 +64,6 @@ class Session(Model):
     kind: Literal["session"]
     system_tokens: int = Field(default=0, ge=0, le=MAX_TOKENS)
     turns: tuple[int, int] = Field(description="[low, high], uniform")
-    think_s: float = Field(
-        ge=0, le=1e5, description="mean of the exponential time between an answer and the next turn"
-    )
+    think_s: float = Field(ge=0, le=1e5, description="mean of the exponential time between an answer and the next turn")
     assumed_ttft_s: float = Field(default=0.5, ge=0, le=1e4)
     assumed_tpot_s: float = Field(default=0.03, ge=0, le=1e3)

@@ -27,9 +27,7 @@ class Stream(NamedTuple):
     max_tokens: np.ndarray  # (n,) int64
     prompt_blocks: np.ndarray  # (n,) int64, full blocks of the prompt
     block_count: np.ndarray  # (n,) int64, at least prompt_blocks
-    blocks: (
-        np.ndarray
-    )  # (sum of block_count,) int64 in [0, 2**48): equal means an equal prefix in this stream
+    blocks: np.ndarray  # (sum of block_count,) int64 in [0, 2**48): equal means an equal prefix in this stream
 
 
 class Files(NamedTuple):

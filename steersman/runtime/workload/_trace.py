@@ -45,17 +45,13 @@ class TraceSource(Source):
     parse: ClassVar[Parser]
 
     file: str = Field(description="relative to the folder of traces")
-    rate_factor: float = Field(
-        default=1.0, gt=0, le=1e4, description="how many times faster than recorded, at load 1"
-    )
+    rate_factor: float = Field(default=1.0, gt=0, le=1e4, description="how many times faster than recorded, at load 1")
     level_parts: bool = Field(
         default=False,
         description="slow a busy part down, and speed a calm one up, to the mean rate of the whole",
     )
     train_share: float = Field(default=0.7, gt=0, lt=1, description="share of the recorded time for training")
-    max_tokens: int = Field(
-        default=2048, ge=1, le=MAX_TOKENS, description="the client's limit, which cuts outputs off"
-    )
+    max_tokens: int = Field(default=2048, ge=1, le=MAX_TOKENS, description="the client's limit, which cuts outputs off")
 
     def offered_rps(self, files: Files) -> float:
         trace = self._trace(files)
@@ -159,9 +155,7 @@ def check_tokens(value: object, name: str, where: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_TOKENS:
         return value
     shown = repr(value) if len(repr(value)) <= 40 else repr(value)[:40] + "…"
-    raise UserError(
-        f"{where}: {name} is {shown}, but must be a whole number of tokens from 1 to {MAX_TOKENS:,}"
-    )
+    raise UserError(f"{where}: {name} is {shown}, but must be a whole number of tokens from 1 to {MAX_TOKENS:,}")
 
 
 def check_times(time_s: np.ndarray, lines: list[int], where: str) -> np.ndarray:
@@ -173,11 +167,8 @@ def check_times(time_s: np.ndarray, lines: list[int], where: str) -> np.ndarray:
     falls = np.flatnonzero(np.diff(time_s) < 0)
     if len(falls):
         raise UserError(
-            f"{where}:{lines[falls[0] + 1]}: the time is before that of the request above; "
-            "sort the trace by time"
+            f"{where}:{lines[falls[0] + 1]}: the time is before that of the request above; sort the trace by time"
         )
     if len(time_s) < 2 or time_s[-1] - time_s[0] < 1:
-        raise UserError(
-            f"{where}: {len(time_s)} requests within a second; a trace must span at least one second"
-        )
+        raise UserError(f"{where}: {len(time_s)} requests within a second; a trace must span at least one second")
     return time_s - time_s[0]

@@ -46,9 +46,7 @@ class Workload(Model):
     """A workload file."""
 
     description: str = Field(description="one sentence")
-    duration_s: float = Field(
-        default=120.0, gt=0, le=1e6, description="length of an episode's arrival window"
-    )
+    duration_s: float = Field(default=120.0, gt=0, le=1e6, description="length of an episode's arrival window")
     block_tokens: int = Field(default=64, ge=16, multiple_of=16, description="tokens of a prefix block")
     tenants: dict[str, WorkloadTenant] = Field(min_length=1, max_length=1024)
     _files: Files = PrivateAttr(default=Files(None))
@@ -114,9 +112,7 @@ class Workload(Model):
             first += len(stream.blocks)
         merged = np.concatenate(tables)
         merged = merged[np.argsort(merged["arrival_s"], kind="stable")]
-        return Requests(
-            merged, separate(np.concatenate(blocks), seed), self.block_tokens, self.tenants, duration_s
-        )
+        return Requests(merged, separate(np.concatenate(blocks), seed), self.block_tokens, self.tenants, duration_s)
 
 
 def _table(stream: Stream, first: int) -> np.ndarray:
@@ -149,9 +145,7 @@ def _region_mask(tenant: str, wanted: Sequence[str], regions: Sequence[str]) -> 
     return mask
 
 
-def load_workload(
-    path: str | Path, sets: Sequence[str] | None = None, traces: Path | None = None
-) -> Workload:
+def load_workload(path: str | Path, sets: Sequence[str] | None = None, traces: Path | None = None) -> Workload:
     """The workload in a YAML file.
 
     sets: `key.path=value` changes. traces: the folder of trace files; by default STEERSMAN_TRACES of the

@@ -70,9 +70,7 @@ def _seconds(text: str, where: str) -> float:
         # A time zone is dropped: a trace has one throughout, and only differences count.
         return (datetime.fromisoformat(text).replace(tzinfo=None) - _START).total_seconds()
     except ValueError:
-        raise UserError(
-            f"{where}: TIMESTAMP {text[:40]!r} is not a time such as 2023-11-16 18:15:46.6805900"
-        ) from None
+        raise UserError(f"{where}: TIMESTAMP {text[:40]!r} is not a time such as 2023-11-16 18:15:46.6805900") from None
 
 
 def _whole(text: str) -> int | str:

@@ -17,17 +17,11 @@ from steersman.runtime.workload._source import Files, Source, Split, Stream
 class Synthetic(Source):
     """Requests from distributions. Both splits draw from the same ones."""
 
-    rate_rps: float = Field(
-        gt=0, le=1e5, description="mean requests per second; for sessions, turns of all sessions"
-    )
+    rate_rps: float = Field(gt=0, le=1e5, description="mean requests per second; for sessions, turns of all sessions")
     arrivals: Arrivals = Arrivals()
-    prompt_tokens: Lengths = Field(
-        description="the new text of a request, after its shared prefix or history"
-    )
+    prompt_tokens: Lengths = Field(description="the new text of a request, after its shared prefix or history")
     output_tokens: Lengths
-    max_tokens: int = Field(
-        default=2048, ge=1, le=MAX_TOKENS, description="the client's limit, which cuts outputs off"
-    )
+    max_tokens: int = Field(default=2048, ge=1, le=MAX_TOKENS, description="the client's limit, which cuts outputs off")
     prefix: Annotated[NoPrefix | System | Documents | Session, Field(discriminator="kind")] = NoPrefix()
 
     @model_validator(mode="after")
@@ -35,9 +29,7 @@ class Synthetic(Source):
         if isinstance(self.prefix, Session):
             low, high = self.prefix.turns
             if not 1 <= low <= high <= 1000:
-                raise ValueError(
-                    f"prefix.turns [{low}, {high}] must be [low, high] with 1 <= low <= high <= 1000"
-                )
+                raise ValueError(f"prefix.turns [{low}, {high}] must be [low, high] with 1 <= low <= high <= 1000")
         return self
 
     def offered_rps(self, files: Files) -> float:
@@ -61,9 +53,7 @@ class Synthetic(Source):
         prompt = prefixes.tokens + self.prompt_tokens.sample(rng, n)
         output = np.minimum(self.output_tokens.sample(rng, n), self.max_tokens)
         count = prompt // block_tokens
-        blocks = chained(
-            count, prefixes.tokens // block_tokens, prefixes.chain, prefixes.chains + np.arange(n)
-        )
+        blocks = chained(count, prefixes.tokens // block_tokens, prefixes.chain, prefixes.chains + np.arange(n))
         return Stream(arrival_s, prompt, output, np.full(n, self.max_tokens), count, count, blocks)
 
     def _sessions(
@@ -80,9 +70,7 @@ class Synthetic(Source):
         n = len(first)
         new = self.prompt_tokens.sample(rng, n)
         output = np.minimum(self.output_tokens.sample(rng, n), self.max_tokens)
-        pause_s = (
-            session.assumed_ttft_s + session.assumed_tpot_s * output + rng.exponential(session.think_s, n)
-        )
+        pause_s = session.assumed_ttft_s + session.assumed_tpot_s * output + rng.exponential(session.think_s, n)
         arrival_s = np.repeat(start_s, turns) + _before(pause_s, first)
         prompt = session.system_tokens + _before(new, first) + new + _before(output, first)
         kept = np.flatnonzero((arrival_s >= 0) & (arrival_s < duration_s))

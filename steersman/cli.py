@@ -1,0 +1,206 @@
+"""The command line: composes the four parts. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from steersman.runtime.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train schedulers for LLM inference by reinforcement learning, and run them.",
+)
+console = Console()
+
+Traces = Annotated[
+    Path | None,
+    typer.Option("--traces", help="Folder with trace files (or set STEERSMAN_TRACES).", metavar="DIR"),
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a key: key.path=value.", metavar="KEY=VALUE")]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="A heuristic (`steersman policies`), `name?key=value`, a run folder or a bundle."),
+]
+WorkloadOption = Annotated[str, typer.Option("--workload", help="A workload's name or file.")]
+FleetOption = Annotated[str, typer.Option("--fleet", help="A fleet's name or file.")]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A training file, or the name of a shipped one.")] = "default",
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.", metavar="RUN")] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders go.", metavar="DIR")] = Path("runs"),
+    traces: Traces = None,
+    sets: Sets = None,
+) -> None:
+    """Train a policy, compare it with the heuristics on held-out episodes, export it."""
+    from steersman.runtime.config import apply_sets, read_yaml, validate
+    from steersman.runtime.configs import find_config
+    from steersman.training.config import TrainingConfig
+    from steersman.training.run import Run
+    from steersman.training.train import train as run_training
+
+    if resume is not None:
+        run = Run.open(resume)
+        traces = traces or run.traces
+    else:
+        path = find_config("training", config)
+        settings = validate(TrainingConfig, apply_sets(read_yaml(path), sets or []), str(path))
+        run = Run.create(runs, settings, path.stem, traces)
+    try:
+        result = run_training(run, console, traces, command=shlex.join(["steersman", *sys.argv[1:]]))
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted; go on with: [bold]steersman train --resume {run.folder}[/]", highlight=False)
+        raise typer.Exit(130) from None
+    console.print(f"\npolicy exported to [bold]{result.bundle}[/]. Next:", highlight=False)
+    for command in (
+        f"tensorboard --logdir {run.folder.parent}",
+        f"steersman evaluate --policy {run.folder} --policy {result.best_heuristic.removesuffix('-tuned')}",
+        f"steersman serve --policy {run.folder} --fleet configs/fleets/local.yaml",
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    policy: Policies = None,
+    workload: WorkloadOption = "default",
+    fleet: FleetOption = "default",
+    load: Annotated[float, typer.Option(help="Multiplies the workload's rate.", min=0.001)] = 1.0,
+    episodes: Annotated[int, typer.Option(help="Episodes, each with a seed of its own.", min=1)] = 8,
+    seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 3_000_000,
+    split: Annotated[str, typer.Option(help="Part of a trace: train or held-out.")] = "held-out",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    traces: Traces = None,
+) -> None:
+    """Compare policies on the same episodes: anything that scores candidates."""
+    import json
+
+    from steersman.agents.policies import resolve
+    from steersman.runtime.configs import find_config
+    from steersman.runtime.fleet import load_fleet
+    from steersman.runtime.workload import load_workload
+    from steersman.training.evaluate import compare
+    from steersman.training.objective import Arena
+    from steersman.training.report import comparison_json, comparison_table
+
+    if split not in ("train", "held-out"):
+        raise UserError(f"--split {split}: expected train or held-out")
+    policies = [
+        resolve(spec) for spec in dict.fromkeys(policy or ["round-robin", "least-requests", "jsed", "push-shed"])
+    ]
+    names = [p.name for p in policies]
+    policies = [
+        p.with_values(p.values, f"{p.name} #{i}") if names.count(p.name) > 1 else p for i, p in enumerate(policies, 1)
+    ]
+    arena = Arena(load_fleet(find_config("fleets", fleet)))
+    source = load_workload(find_config("workloads", workload), traces=traces)
+    requests = [
+        source.sample(seed + i, load=load, split=split, models=arena.fleet.models, regions=arena.fleet.regions)  # type: ignore[arg-type]
+        for i in range(episodes)
+    ]
+    with console.status("playing …") if not as_json else nullcontext():
+        comparison = compare(policies, requests, arena, seed)
+    best = max(comparison.summaries, key=lambda s: s.goodput_rps).policy
+    if as_json:
+        print(json.dumps(comparison_json(comparison.summaries)))
+    else:
+        console.print(comparison_table(comparison.summaries, best))
+
+
+@app.command()
+def serve(
+    fleet: Annotated[str, typer.Option("--fleet", help="A fleet's name or file, with backends.")] = "local",
+    policy: Annotated[str, typer.Option("--policy", help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    fallback: Annotated[
+        str, typer.Option(help="The heuristic that decides when the policy cannot.")
+    ] = "least-requests",
+    workload: Annotated[
+        str, typer.Option("--workload", help="Where tenants and their SLOs are read from.")
+    ] = "default",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8080,
+) -> None:
+    """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
+    from steersman.agents.policies import serving
+    from steersman.runtime.configs import find_config
+    from steersman.runtime.fleet import load_fleet
+    from steersman.runtime.gateway import serve as run_gateway
+    from steersman.runtime.workload import load_workload
+
+    code = run_gateway(
+        load_fleet(find_config("fleets", fleet)),
+        serving(policy),
+        serving(fallback),
+        load_workload(find_config("workloads", workload)).tenants,
+        host=host,
+        port=port,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def policies() -> None:
+    """List the heuristics and their parameters."""
+    from steersman.agents.policies import heuristics
+
+    _list(
+        ("policy", "what it does", "parameters"),
+        [
+            (name, p.summary, ", ".join(f"{k}={v.default:g}" for k, v in p.params.items()))
+            for name, p in heuristics().items()
+        ],
+    )
+
+
+@app.command()
+def workloads() -> None:
+    """List the shipped workloads."""
+    _list_configs("workloads")
+
+
+@app.command()
+def fleets() -> None:
+    """List the shipped fleets."""
+    _list_configs("fleets")
+
+
+def _list_configs(folder: str) -> None:
+    from steersman.runtime.configs import config_files, describe
+
+    _list(
+        (folder.removesuffix("s"), "what it is"),
+        [(path.stem, describe(path)) for path in config_files(folder)],
+    )
+
+
+def _list(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column == columns[0])
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+
+
+def main() -> None:
+    """The `steersman` command: a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"steersman: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""PPO and MaskablePPO through Stable-Baselines3, warm-started from given weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from sb3_contrib import MaskablePPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from steersman.agents.sb3 import MaskableScorerPolicy, ScorerPolicy
+from steersman.envs.sb3 import SB3VecEnv
+from steersman.envs.vector import DispatchVectorEnv
+from steersman.runtime.outcomes import Summary
+from steersman.runtime.policy import CompiledPolicy
+from steersman.training.dashboard import Dashboard
+from steersman.training.progress import Stage, stage
+from steersman.training.run import Run
+
+if TYPE_CHECKING:
+    from steersman.training.train import Setting
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "ppo": (PPO, ScorerPolicy),
+    "maskable-ppo": (MaskablePPO, MaskableScorerPolicy),
+}
+SHOWN = {
+    "train/loss": "train/loss/total",
+    "train/value_loss": "train/loss/value",
+    "train/policy_gradient_loss": "train/loss/policy",
+    "train/entropy_loss": "train/loss/entropy",
+    "train/approx_kl": "train/kl",
+    "train/explained_variance": "train/explained_variance",
+    "train/clip_fraction": "train/clip_fraction",
+}
+EVALUATE_EVERY = 10  # rollouts
+SELECTION = 500_000  # first seed of the episodes that choose among checkpoints
+Watch = Callable[[int, CompiledPolicy, dict[str, float]], Summary]
+
+
+def learn(
+    algorithm: str,
+    run: Run,
+    console: Console,
+    setting: Setting,
+    start: np.ndarray,
+    learned: Callable[[np.ndarray, str], CompiledPolicy],
+    watch: Watch,
+    dashboard: Dashboard,
+) -> dict[str, Any]:
+    """Train from the scorer weights `start`. Returns {"weights", "steps", "worth"}: of the best evaluation.
+
+    Checkpoints after every evaluation, and goes on from one where it exists.
+    """
+    config, seed = run.config.ppo, run.config.seed
+    kind, policy = KINDS[algorithm]
+    loads = [setting.load * factor for factor in run.config.loads]
+    env = SB3VecEnv(
+        DispatchVectorEnv(
+            config.envs,
+            workload=setting.workload,
+            fleet=setting.fleet,
+            reward=run.config.reward,
+            load=(min(loads), max(loads)),
+            duration_s=run.config.episode_s,
+        )
+    )
+    env.seed(seed)
+    checkpoint = run.checkpoints / f"{algorithm}.zip"
+    if checkpoint.exists():
+        model = kind.load(checkpoint, env=env, device="cpu")
+    else:
+        model = kind(
+            policy,
+            env,
+            n_steps=config.rollout,
+            batch_size=config.batch,
+            n_epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            clip_range=config.clip,
+            ent_coef=config.entropy,
+            target_kl=config.target_kl,
+            policy_kwargs={"architecture": run.config.architecture},
+            device="cpu",
+            seed=seed,
+        )
+        model.policy.scorer.set_weights(start)
+    model.set_logger(Logger(None, []))
+    with stage(console, algorithm, config.steps) as shown:
+        callback = _Callback(shown, setting, learned, watch, dashboard, checkpoint, config.steps)
+        callback.consider(start)
+        left = config.steps - model.num_timesteps
+        if left > 0:
+            model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
+    env.close()
+    return {
+        "weights": callback.best_weights.tolist(),
+        "steps": int(model.num_timesteps),
+        "worth": callback.best_worth,
+    }
+
+
+class _Callback(BaseCallback):
+    """Progress, evaluation, the best weights so far, and checkpoints."""
+
+    def __init__(
+        self,
+        shown: Stage,
+        setting: Setting,
+        learned: Callable[[np.ndarray, str], CompiledPolicy],
+        watch: Watch,
+        dashboard: Dashboard,
+        checkpoint: Path,
+        steps: int,
+    ) -> None:
+        super().__init__()
+        self._shown, self._learned, self._watch = shown, learned, watch
+        self._dashboard, self._checkpoint, self._steps = dashboard, checkpoint, steps
+        self._selection = setting.episodes(SELECTION, 2 * len(setting.config.loads))
+        self._arena = setting.arena
+        self._rollouts, self._attainment = 0, 0.0
+        self._started, self._start_steps = time.monotonic(), -1
+        self.best_weights, self.best_worth = np.zeros(0), -1.0
+        self._best_path = checkpoint.with_suffix(".best.npy")
+        if self._best_path.exists():
+            stored = np.load(self._best_path, allow_pickle=False)
+            self.best_worth, self.best_weights = float(stored[0]), stored[1:]
+
+    def consider(self, weights: np.ndarray) -> None:
+        """Keep `weights` if they are the best on the selection episodes."""
+        worth = float(self._arena.values([self._learned(weights, "ppo")], self._selection, SELECTION)[0])
+        if worth > self.best_worth:
+            self.best_worth, self.best_weights = worth, weights
+            self._best_path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(self._best_path, np.concatenate([[worth], weights]))
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._start_steps < 0:
+            self._start_steps = self.num_timesteps
+        self._rollouts += 1
+        reward = float(self.model.rollout_buffer.rewards.mean())  # type: ignore[attr-defined]
+        speed = (self.num_timesteps - self._start_steps) / max(1e-9, time.monotonic() - self._started)
+        values = self.logger.name_to_value
+        figures = {"train/reward": reward, "train/speed_steps_per_s": speed} | {
+            ours: float(values[theirs]) for theirs, ours in SHOWN.items() if theirs in values
+        }
+        self._dashboard.scalars(self.num_timesteps, figures)
+        done = self.num_timesteps >= self._steps
+        if self._rollouts % EVALUATE_EVERY == 0 or done:
+            weights = self.model.policy.scorer.get_weights()  # type: ignore[union-attr,operator]
+            self._attainment = self._watch(self.num_timesteps, self._learned(weights, "ppo"), {}).attainment
+            self.consider(weights)
+            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self._checkpoint.with_suffix(".tmp.zip")
+            self.model.save(temporary)
+            temporary.replace(self._checkpoint)
+        self._shown.advance(
+            min(self.num_timesteps, self._steps),
+            f"reward {reward:+.4f}  attainment {self._attainment:.1%}  {speed:.0f} steps/s",
+        )

@@ -1,0 +1,160 @@
+"""Small servers of the OpenAI API on free ports, and a gateway in front of them, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp import web
+from simulated import TENANTS
+
+from steersman.runtime.fleet import Fleet
+from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.replica._pool import Pool
+from steersman.runtime.scheduler import Scheduler
+
+
+def event(text: str | None, **fields: object) -> bytes:
+    choices = [] if text is None else [{"index": 0, "text": text, "finish_reason": None}]
+    return b"data: " + json.dumps({"choices": choices, **fields}).encode() + b"\n\n"
+
+
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+STREAM = [event("a"), event("b"), event("c"), event(None, usage=USAGE), b"data: [DONE]\n\n"]
+WHOLE = json.dumps({"object": "text_completion", "choices": [{"text": "abc"}], "usage": USAGE}).encode()
+
+
+class FakeBackend:
+    """A server that answers as told, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.status = 200
+        self.pieces = STREAM
+        self.cut = False  # drop the connection after the pieces
+        self.hold: asyncio.Event | None = None  # wait for it before the last piece, or a whole answer
+        self.asked = asyncio.Event()
+        self.cancelled = asyncio.Event()
+        self.bodies: list[bytes] = []
+        self.headers: list[Mapping[str, str]] = []
+        self.metrics = ""
+        self.url = ""
+        self._runner: web.AppRunner | None = None
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.read())
+        self.headers.append(request.headers.copy())
+        self.asked.set()
+        try:
+            if self.status != 200:
+                return web.json_response({"error": {"message": "no"}}, status=self.status)
+            if not json.loads(self.bodies[-1]).get("stream"):
+                if self.hold is not None:
+                    await self.hold.wait()
+                return web.Response(body=WHOLE, content_type="application/json")
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            for piece in self.pieces[:-1]:
+                await response.write(piece)
+            if self.hold is not None:
+                await self.hold.wait()
+            for piece in self.pieces[-1:]:
+                await response.write(piece)
+            if self.cut:
+                assert request.transport is not None
+                request.transport.abort()
+            return response
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_post("/v1/completions", self.complete)
+        app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_get("/health", self.health)
+        app.router.add_get("/metrics", self.show_metrics)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        port = int(self.url.rpartition(":")[2]) if self.url else 0
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def show_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics)
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+
+class Prefer:
+    """A policy that ranks candidates in a fixed order, best first; the last index is shed."""
+
+    name = "prefer"
+
+    def __init__(self, *order: int) -> None:
+        self.order = order
+
+    def score(self, rows: object, mask: object) -> list[float]:
+        return [float(-self.order.index(c)) for c in range(len(self.order))]
+
+
+def fleet_of(backends: list[FakeBackend], **options: object) -> Fleet:
+    base = {"profile": "llama-3.1-8b-h100-bf16", "model": "m", "kv_tokens": 20000, "max_model_len": 4000}
+    groups = [
+        {**base, "name": f"r{i}", "backend": {"kind": "openai", "options": {"url": b.url, **options}}}
+        for i, b in enumerate(backends)
+    ]
+    return Fleet.model_validate({"description": "For tests.", "replicas": groups})
+
+
+class Served:
+    """A gateway in front of fake backends, and a client of it."""
+
+    def __init__(self, gateway: Gateway, client: aiohttp.ClientSession, backends: list[FakeBackend]) -> None:
+        self.gateway = gateway
+        self.client = client
+        self.backends = backends
+
+    def metric(self, name: str, **labels: str) -> float:
+        self.gateway.metrics.text()  # brings the gauges up to date
+        value = self.gateway.metrics.registry.get_sample_value(f"steersman_{name}", labels)
+        return 0.0 if value is None else value
+
+    async def idle(self) -> None:
+        """Wait until the gateway has counted the end of every request."""
+        await self.gateway.idle()
+
+
+@asynccontextmanager
+async def serving(policy: object, count: int = 2, **options: object) -> AsyncIterator[Served]:
+    """`count` fake backends behind a gateway with `policy`, on a free port."""
+    backends = [FakeBackend() for _ in range(count)]
+    for backend in backends:
+        await backend.start()
+    fleet = fleet_of(backends, **options)
+    pool = Pool(fleet)
+    await pool.start()
+    slack = {"policy_limit_s": 10.0}  # a busy machine is no reason for a fallback here
+    scheduler = Scheduler(fleet, TENANTS, policy, Prefer(*range(count + 1)), **slack)  # type: ignore[arg-type]
+    gateway = Gateway(scheduler, pool)
+    runner = web.AppRunner(gateway.app(), handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with aiohttp.ClientSession(base) as client:
+            yield Served(gateway, client, backends)
+    finally:
+        await runner.cleanup()
+        await pool.stop()
+        for backend in backends:
+            await backend.stop()

@@ -1,0 +1,329 @@
+"""The gateway over HTTP, against fake backends."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+
+import aiohttp
+import pytest
+from backends import STREAM, WHOLE, Prefer, event, serving
+
+from steersman.runtime.gateway import app as app_module
+
+BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
+STREAMED = {**BODY, "stream": True}
+PATH = "/v1/completions"
+
+
+async def error_of(response: aiohttp.ClientResponse) -> dict[str, object]:
+    body = await response.json()
+    assert set(body) == {"error"}
+    return body["error"]
+
+
+async def test_a_whole_answer_passes_through_byte_for_byte() -> None:
+    async with serving(Prefer(1, 0, 2)) as s:
+        body = json.dumps(BODY, indent=3).encode()
+        async with s.client.post(PATH, data=body, headers={"X-Request-Id": "abc"}) as response:
+            assert await response.read() == WHOLE
+            assert response.headers["X-Steersman-Replica"] == "r1"
+            assert response.headers["X-Request-Id"] == "abc"
+        assert s.backends[1].bodies == [body]
+        assert s.backends[1].headers[0]["X-Request-Id"] == "abc"
+        assert s.metric("decisions_total", replica="r1", policy="prefer") == 1
+        assert s.metric("e2e_seconds_count", tenant="strict") == 1
+        assert s.metric("output_tokens_total", replica="r1") == 3
+        assert s.gateway.scheduler.inflight(1) == 0
+
+
+async def test_a_stream_passes_through_byte_for_byte_and_is_measured() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert response.content_type == "text/event-stream"
+            assert await response.read() == b"".join(STREAM)
+        await s.idle()
+        for name in ("ttft", "tpot", "e2e"):
+            assert s.metric(f"{name}_seconds_count", tenant="strict") == 1
+        assert s.metric("output_tokens_total", replica="r0") == 3
+        assert s.metric("requests_total", tenant="strict", outcome="done") == 1
+
+
+async def test_a_chunk_reaches_the_client_before_the_stream_ends() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].hold = asyncio.Event()
+        async with s.client.post(PATH, json=STREAMED) as response:
+            seen = await response.content.readuntil(b"\n\n")
+            assert seen == STREAM[0]
+            assert s.gateway.scheduler.inflight(0) == 1
+            s.backends[0].hold.set()
+            await response.read()
+
+
+async def test_client_credentials_stay_at_the_gateway() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        async with s.client.post(PATH, json=BODY, headers={"Authorization": "Bearer mine"}) as response:
+            assert response.status == 200
+        assert "Authorization" not in s.backends[0].headers[0]
+
+
+async def test_a_backend_gets_its_own_key_and_model_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND_KEY", "k")
+    async with serving(Prefer(0, 1, 2), model="theirs", api_key_env="BACKEND_KEY") as s:
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 200
+        assert s.backends[0].headers[0]["Authorization"] == "Bearer k"
+        assert json.loads(s.backends[0].bodies[0]) == {**BODY, "model": "theirs"}
+
+
+async def test_the_header_names_the_tenant() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        async with s.client.post(PATH, json=BODY, headers={"X-Steersman-Tenant": "loose"}):
+            pass
+        assert s.metric("requests_total", tenant="loose", outcome="done") == 1
+        async with s.client.post(PATH, json=BODY, headers={"X-Steersman-Tenant": "lose"}) as response:
+            assert response.status == 400
+            assert "did you mean 'loose'?" in str((await error_of(response))["message"])
+
+
+async def test_shed_is_503_with_a_time_to_retry() -> None:
+    async with serving(Prefer(2, 0, 1)) as s:
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 503
+            assert int(response.headers["Retry-After"]) >= 1
+            error = await error_of(response)
+            assert (error["code"], error["type"]) == ("shed", "server_error")
+        assert s.metric("shed_total", tenant="strict", policy="prefer") == 1
+        assert not s.backends[0].bodies
+
+
+async def test_a_prompt_too_long_for_every_replica_is_400() -> None:
+    async with (
+        serving(Prefer(0, 1, 2)) as s,
+        s.client.post(PATH, json={**BODY, "max_tokens": 5000}) as response,
+    ):
+        assert response.status == 400
+        assert (await error_of(response))["code"] == "context_length_exceeded"
+        assert s.metric("refused_total", reason="context") == 1
+
+
+async def test_with_all_replicas_down_it_is_503_with_the_reason() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        for r in range(2):
+            s.gateway.scheduler.set_up(r, False)
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 503
+            assert "2 down" in str((await error_of(response))["message"])
+        async with s.client.get("/health") as response:
+            assert response.status == 503
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{bad", 400, "not valid JSON"),
+        (b"[1]", 400, "must be a JSON object"),
+        (b"\xff\xfe", 400, "not valid JSON"),
+        (b'{"model": "m"}', 400, "'messages' or 'prompt'"),
+        (b'{"prompt": "x", "max_tokens": -1}', 400, "max_tokens"),
+        (b'{"prompt": "x", "max_tokens": "9"}', 400, "'max_tokens' must be int"),
+        (b'{"messages": "x"}', 400, "'messages' must be list"),
+        (b'{"messages": ["x"]}', 400, "messages[0]"),
+        (b'{"prompt": "x", "model": "n"}', 404, "'n' is not served here"),
+    ],
+)
+async def test_a_bad_body_is_refused_in_the_apis_form(body: bytes, status: int, said: str) -> None:
+    async with serving(Prefer(0, 1, 2)) as s, s.client.post(PATH, data=body) as response:
+        assert response.status == status
+        error = await error_of(response)
+        assert said in str(error["message"])
+        assert error["type"] == "invalid_request_error"
+        assert not s.backends[0].bodies
+
+
+async def test_a_body_over_the_limit_is_413(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "BODY_LIMIT", 1 << 20)
+    async with (
+        serving(Prefer(0, 1, 2)) as s,
+        s.client.post(PATH, data=io.BytesIO(b"x" * (1 << 21))) as response,
+    ):
+        assert response.status == 413
+        assert (await error_of(response))["code"] == "too_large"
+
+
+async def test_an_unknown_path_is_404_in_the_apis_form() -> None:
+    async with serving(Prefer(0, 1, 2)) as s, s.client.get("/v1/nothing") as response:
+        assert response.status == 404
+        assert (await error_of(response))["code"] == "not_found"
+
+
+async def test_models_are_the_fleets() -> None:
+    async with serving(Prefer(0, 1, 2)) as s, s.client.get("/v1/models") as response:
+        assert [m["id"] for m in (await response.json())["data"]] == ["m"]
+
+
+async def test_a_rejection_by_the_replica_passes_through_and_is_not_tried_elsewhere() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].status = 422
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 422
+        assert not s.backends[1].bodies
+        assert s.metric("requests_total", tenant="strict", outcome="rejected") == 1
+        assert s.gateway.pool.failures[0] == 0
+
+
+@pytest.mark.parametrize("body", [BODY, STREAMED])
+async def test_a_status_of_500_is_tried_on_another_replica(body: dict[str, object]) -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].status = 500
+        async with s.client.post(PATH, json=body) as response:
+            assert response.status == 200
+            assert response.headers["X-Steersman-Replica"] == "r1"
+            await response.read()
+        await s.idle()
+        assert s.metric("errors_total", replica="r0", kind="status") == 1
+        assert [s.gateway.scheduler.inflight(r) for r in range(2)] == [0, 0]
+        assert s.gateway.scheduler.book.tenant_views["ended"][0] == 1
+
+
+@pytest.mark.parametrize("pieces", [[], [b""]])
+async def test_a_stream_that_breaks_before_its_first_byte_is_tried_on_another_replica(
+    pieces: list[bytes],
+) -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].pieces = pieces
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert await response.read() == b"".join(STREAM)
+            assert response.headers["X-Steersman-Replica"] == "r1"
+
+
+async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        up = s.gateway.scheduler.replicas["up"]
+        changes: asyncio.Queue[tuple[int, bool]] = asyncio.Queue()
+        await s.backends[0].stop()
+        for _ in range(3):
+            async with s.client.post(PATH, json=BODY) as response:
+                assert response.headers["X-Steersman-Replica"] == "r1"
+        assert up.tolist() == [0, 1]
+        s.gateway.pool.watch(s.gateway.scheduler, lambda r, is_up: changes.put_nowait((r, is_up)))
+        assert await asyncio.wait_for(changes.get(), 10) == (0, False)
+        await s.backends[0].start()
+        assert await asyncio.wait_for(changes.get(), 10) == (0, True)
+        assert up.tolist() == [1, 1]
+
+
+async def test_when_every_replica_fails_it_is_502() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        for backend in s.backends:
+            backend.status = 503
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 502
+            assert (await error_of(response))["code"] == "replica_failed"
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+
+
+@pytest.mark.parametrize("cut", [False, True])
+async def test_a_stream_without_done_is_a_failure_that_the_client_sees(cut: bool) -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].pieces, s.backends[0].cut = [event("a"), event("b")], cut
+        async with s.client.post(PATH, json=STREAMED) as response:
+            body = await response.read()
+        assert b"[DONE]" not in body
+        last = json.loads(body.strip().rpartition(b"data: ")[2])
+        assert last["error"]["code"] == "replica_failed"
+        await s.idle()
+        assert s.metric("errors_total", replica="r0", kind="cut") == 1
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+        assert s.gateway.scheduler.inflight(0) == 0
+        assert not s.backends[1].bodies
+
+
+@pytest.mark.parametrize("body", [BODY, STREAMED])
+async def test_a_client_that_leaves_cancels_its_request_at_the_replica(body: dict[str, object]) -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].hold = asyncio.Event()
+        asking = asyncio.create_task(s.client.post(PATH, json=body))
+        await s.backends[0].asked.wait()
+        if body is STREAMED:
+            (await asking).close()
+        else:
+            asking.cancel()
+        await asyncio.wait_for(s.backends[0].cancelled.wait(), 10)
+        await s.idle()
+        assert s.gateway.scheduler.inflight(0) == 0
+        assert s.metric("requests_total", tenant="strict", outcome="cancelled") == 1
+
+
+async def test_a_whole_answer_counts_as_decoding_once_its_first_token_is_due() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].hold = asyncio.Event()
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY))
+        view = s.gateway.scheduler.book.views[0]
+        async with asyncio.timeout(10):
+            while view["inflight"] == 0 or view["prefilling"] > 0:
+                await asyncio.sleep(0.005)
+        assert view["context_tokens"] > 0
+        s.backends[0].hold.set()
+        (await asking).close()
+
+
+async def test_draining_finishes_what_runs_and_refuses_what_is_new() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].hold = asyncio.Event()
+        async with s.client.post(PATH, json=STREAMED) as running:
+            draining = asyncio.create_task(s.gateway.drained())
+            await asyncio.sleep(0)
+            async with s.client.post(PATH, json=BODY) as refused:
+                assert refused.status == 503
+                assert (await error_of(refused))["code"] == "draining"
+            assert not draining.done()
+            s.backends[0].hold.set()
+            assert await running.read() == b"".join(STREAM)
+        await asyncio.wait_for(draining, 10)
+
+
+async def test_scraped_metrics_reach_the_scheduler() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].metrics = (
+            'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
+            'vllm:kv_cache_usage_perc{engine="0"} 0.25\n'
+        )
+        s.gateway.pool.watch(s.gateway.scheduler)
+        view = s.gateway.scheduler.book.views[0]
+        async with asyncio.timeout(10):
+            while view["scraped_at_s"] == 0:
+                await asyncio.sleep(0.01)
+        assert (view["running"], view["waiting"], view["kv_use"]) == (3, 2, 0.25)
+
+
+async def test_metrics_are_prometheus_text() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        async with s.client.post(PATH, json=BODY):
+            pass
+        async with s.client.get("/metrics") as response:
+            assert response.content_type == "text/plain"
+            text = await response.text()
+        for line in (
+            'steersman_decisions_total{policy="prefer",replica="r0"} 1.0',
+            'steersman_policy_info{fallback="prefer",policy="prefer"} 1.0',
+            'steersman_inflight{replica="r0"} 0.0',
+            'steersman_replica_up{replica="r1"} 1.0',
+            "steersman_decision_seconds_count 1.0",
+        ):
+            assert line in text.splitlines()
+
+
+async def test_a_fallback_is_counted_by_reason_and_named_as_the_decider() -> None:
+    class Broken:
+        name = "broken"
+
+        def score(self, rows: object, mask: object) -> object:
+            return [float("nan")] * 3
+
+    async with serving(Broken()) as s:
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 200
+        assert s.metric("fallbacks_total", reason="not-finite") == 1
+        assert s.metric("decisions_total", replica="r0", policy="prefer") == 1

@@ -1,0 +1,168 @@
+"""Replicas without an engine: options, metrics, errors that name what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+
+import numpy as np
+import pytest
+from backends import FakeBackend, fleet_of
+
+from steersman.runtime import plugins
+from steersman.runtime.configs import config_files
+from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import Fleet, load_fleet
+from steersman.runtime.replica import KIND, Scraped
+from steersman.runtime.replica._measure import Sample, fit_decode, fit_prefill
+from steersman.runtime.replica._metrics import parse, slots_use
+from steersman.runtime.replica._pool import Pool
+from steersman.runtime.replica._text import prompt_text
+
+
+def fleet(backend: dict[str, object] | None, **options: object) -> Fleet:
+    group = {
+        "name": "r",
+        "profile": "smollm2-q8_0",
+        "kv_tokens": 4096,
+        "max_model_len": 512,
+        "max_num_seqs": 8,
+    }
+    return Fleet.model_validate({"description": "", "replicas": [{**group, **options, "backend": backend}]})
+
+
+def test_backends_are_found_by_name() -> None:
+    assert plugins.names(KIND) == ["embedded", "openai"]
+
+
+def test_the_shipped_fleets_with_backends_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    opened = 0
+    for path in config_files("fleets"):
+        fleet = load_fleet(path)
+        if fleet.replicas[0].backend is not None:
+            opened += len(Pool(fleet).replicas)
+    assert opened >= 4
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "said"),
+    [
+        (None, {}, "replica 'r': the fleet file gives no backend"),
+        ({"kind": "opnai"}, {}, "did you mean 'openai'?"),
+        ({"kind": "openai"}, {}, "'url' is required"),
+        ({"kind": "openai", "options": {"url": "localhost:8000"}}, {}, "must start with http://"),
+        (
+            {"kind": "openai", "options": {"url": "http://x", "api_key": "k"}},
+            {},
+            "did you mean 'api_key_env'?",
+        ),
+        (
+            {"kind": "openai", "options": {"url": "http://x", "api_key_env": "NOT_SET_HERE"}},
+            {},
+            "NOT_SET_HERE",
+        ),
+        ({"kind": "embedded", "options": {"weights": "q9"}}, {}, "'weights'"),
+        ({"kind": "embedded"}, {"max_model_len": 1024}, "512 tokens each, less than max_model_len 1024"),
+    ],
+)
+def test_wrong_backends_are_told_in_one_sentence(
+    backend: dict[str, object] | None, options: dict[str, object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(UserError) as caught:
+        Pool(fleet(backend, **options))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_backend_that_is_not_there_is_told_with_its_address() -> None:
+    backend = FakeBackend()
+    await backend.start()
+    await backend.stop()
+    pool = Pool(fleet_of([backend], start_timeout_s=0.01))
+    with pytest.raises(UserError, match=f"replica 'r0': {backend.url} does not answer"):
+        await pool.start()
+
+
+async def test_when_one_replica_does_not_start_the_others_are_stopped() -> None:
+    backends = [FakeBackend(), FakeBackend()]
+    for backend in backends:
+        await backend.start()
+    await backends[1].stop()
+    pool = Pool(fleet_of(backends, start_timeout_s=0.01))
+    stopped = asyncio.Event()
+    original = pool.replicas[0].stop
+
+    async def stop() -> None:
+        stopped.set()
+        await original()
+
+    pool.replicas[0].stop = stop  # type: ignore[method-assign]
+    with pytest.raises(UserError):
+        await pool.start()
+    assert stopped.is_set()
+    await backends[0].stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "# HELP x\nvllm:num_requests_running 3\nvllm:num_requests_waiting 1\nvllm:kv_cache_usage_perc 0.5\n",
+            Scraped(3, 1, 0.5),
+        ),
+        (
+            'vllm:num_requests_running{engine="0",model_name="a b"} 1.0\n'
+            'vllm:num_requests_running{engine="1",model_name="a b"} 2.0\n'
+            'vllm:kv_cache_usage_perc{engine="0"} 0.2\nvllm:kv_cache_usage_perc{engine="1"} 0.4\n',
+            Scraped(3, 0, pytest.approx(0.3)),  # type: ignore[arg-type]
+        ),
+        ("llamacpp:requests_processing 2\nllamacpp:requests_deferred 4\n", Scraped(2, 4, 0)),
+        (
+            "sglang:num_running_reqs{} 2\nsglang:num_queue_reqs{} 1\nsglang:token_usage{} 0.1\n",
+            Scraped(2, 1, 0.1),
+        ),
+        ("vllm:num_requests_running nonsense\n", None),
+        ("something_else 1\n", None),
+        ("", None),
+    ],
+)
+def test_metrics_of_known_engines_are_read_and_others_are_none(text: str, expected: Scraped | None) -> None:
+    assert parse(text) == expected
+
+
+def test_slots_give_the_share_of_kv_memory_of_running_requests() -> None:
+    idle = {"n_ctx": 100, "is_processing": False, "n_prompt_tokens": 90}
+    busy = {"n_ctx": 100, "is_processing": True, "n_prompt_tokens": 30, "next_token": [{"n_decoded": 20}]}
+    assert slots_use(json.dumps([idle, busy])) == 0.25
+    with pytest.raises(ValueError, match="unknown slots"):
+        slots_use('{"error": 1}')
+
+
+def test_equal_blocks_give_equal_text_and_different_ones_do_not() -> None:
+    one = prompt_text(np.array([1, 2]), 64, 150, own=0, salt="a").split()
+    two = prompt_text(np.array([1, 3]), 64, 150, own=1, salt="a").split()
+    assert len(one) == len(two) == 150
+    assert one[:64] == two[:64]
+    assert one[64:] != two[64:]
+    assert prompt_text(np.array([1, 2]), 64, 150, own=0, salt="b").split() != one
+
+
+def test_the_fit_finds_the_coefficients_that_made_the_samples() -> None:
+    rng = random.Random(0)
+    lengths = [16, 64, 128, 256, 512, 1024]
+    prefill = [(n, -(-n // 128) * 0.01 + 0.003 * n + 1e-6 * n * n / 2) for n in lengths]
+    found, mean, worst = fit_prefill(prefill, 128)
+    assert found == pytest.approx([0.01, 0.003, 1e-6], rel=1e-6)
+    assert worst < 1e-9
+    decode = [Sample(b, c, 0.005 + 0.006 * b + 1e-5 * c) for b in (1, 2, 4, 8) for c in (rng.randrange(5000), 40)]
+    found, mean, worst = fit_decode(decode)
+    assert found == pytest.approx([0.005, 0.006, 1e-5], rel=1e-6)
+    assert mean <= worst < 1e-9
+
+
+def test_a_fit_has_no_negative_coefficients() -> None:
+    found, _, _ = fit_decode([Sample(1, 10, 0.02), Sample(2, 20, 0.018), Sample(4, 40, 0.017), Sample(8, 900, 0.016)])
+    assert found.min() >= 0
