@@ -1,0 +1,1 @@
+"""Gymnasium environments over a runtime. `gymnasium.make("Steersman/Dispatch-v0")` needs no import of this package."""

@@ -45,7 +45,8 @@ class RoundRobin:
 
 tenants = {"chat": Tenant(slo={"ttft_s": 5, "tpot_s": 0.2})}
 try:
-    sys.exit(serve(load_fleet(sys.argv[1]), RoundRobin("turns"), RoundRobin("fallback"), tenants, port=int(sys.argv[2])))
+    fleet, port = load_fleet(sys.argv[1]), int(sys.argv[2])
+    sys.exit(serve(fleet, RoundRobin("turns"), RoundRobin("fallback"), tenants, port=port))
 except UserError as error:
     print(error)
     sys.exit(2)
@@ -124,7 +125,8 @@ def test_the_openai_client_gets_answers_and_ctrl_c_drains_and_leaves_nothing(
             max_tokens=8,
             stream=True,  # type: ignore[arg-type]
         ) as stream:
-            assert any(chunk.choices and chunk.choices[0].delta.content for chunk in stream)
+            chunks = list(stream)
+        assert any(chunk.choices and chunk.choices[0].delta.content for chunk in chunks)
         text = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=4)
         assert text.choices[0].text
         with pytest.raises(openai.BadRequestError) as caught:
@@ -225,7 +227,7 @@ def test_a_file_that_is_no_model_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_an_episode_plays_in_real_time_on_real_replicas() -> None:
     fleet = load_fleet(find_config("fleets", "local"))
-    requests = episode([0.0, 0.1, 0.2, 0.9, 1.0], [40, 200, 30, 200, 20], [3, 8, 1, 5, 4], prefixes=[0, 1, 2, 1, 0])
+    requests = episode([0.0, 0.1, 0.2, 3.0, 3.1], [40, 200, 30, 200, 20], [3, 8, 1, 5, 4], prefixes=[0, 1, 2, 1, 0])
     with LiveRuntime(fleet, candidates=4) as runtime:
         pids = [replica.pid for replica in runtime._pool.replicas]  # type: ignore[attr-defined]
         for _ in range(2):

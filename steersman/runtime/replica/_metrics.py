@@ -28,9 +28,10 @@ def parse(text: str) -> Scraped | None:
         name = line.partition("{")[0].partition(" ")[0]
         if name in wanted:
             try:
-                sums[name] += float(line.rpartition("}")[2].split()[0 if "}" in line else 1])
+                value = float(line.rpartition("}")[2].split()[0 if "}" in line else 1])
             except (ValueError, IndexError):
                 continue
+            sums[name] += value
             counts[name] += 1
     for running, waiting, use in _NAMES:
         if running in sums:

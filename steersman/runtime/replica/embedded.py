@@ -166,8 +166,11 @@ class EmbeddedReplica:
         )
 
     async def healthy(self, session: aiohttp.ClientSession) -> bool:
-        """Whether it answers. A child that died is started again."""
-        if self.pid is None:
+        """Whether it answers. A child that died is started again at the second look: the first finds it down."""
+        if self._process is not None and self.pid is None:
+            self._process = None
+            return False
+        if self._process is None:
             try:
                 await self.start(session, lambda _: None)
             except UserError:

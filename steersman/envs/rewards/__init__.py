@@ -1,0 +1,1 @@
+"""Rewards, one module each: `REWARD` is a `steersman.envs.reward.Reward`."""
