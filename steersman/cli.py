@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train schedulers for LLM inference by reinforcement learning, and run them.",
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
 
 Traces = Annotated[
     Path | None,
@@ -65,7 +65,7 @@ def train(
     console.print(f"\npolicy exported to [bold]{result.bundle}[/]. Next:", highlight=False)
     for command in (
         f"tensorboard --logdir {run.folder.parent}",
-        f"steersman evaluate --policy {run.folder} --policy {result.best_heuristic.removesuffix('-tuned')}",
+        f"steersman evaluate --policy {run.folder} --policy {result.best_heuristic.name.removesuffix('-tuned')}",
         f"steersman serve --policy {run.folder} --fleet configs/fleets/local.yaml",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
@@ -115,7 +115,7 @@ def evaluate(
     if as_json:
         print(json.dumps(comparison_json(comparison.summaries)))
     else:
-        console.print(comparison_table(comparison.summaries, best))
+        console.print(comparison_table(comparison.summaries, best, width=console.width))
 
 
 @app.command()

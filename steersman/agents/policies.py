@@ -7,7 +7,7 @@ from pathlib import Path
 
 from steersman.runtime import plugins
 from steersman.runtime.errors import UserError
-from steersman.runtime.policy import CompiledPolicy
+from steersman.runtime.policy import CompiledPolicy, Policy
 
 KIND = plugins.Kind("policy", "steersman.agents.heuristics", "POLICY", "steersman.policies")
 
@@ -36,6 +36,15 @@ def resolve(spec: str) -> CompiledPolicy:
     if not isinstance(policy, CompiledPolicy):
         raise UserError(f"policy {name!r} is a {type(policy).__name__}, not a CompiledPolicy")
     return policy.with_params(**_parameters(spec, query)) if question else policy
+
+
+def serving(spec: str) -> Policy:
+    """The policy that `spec` means, in the form for the gateway: of a bundle its ONNX graph. Errors as `resolve`."""
+    if not _is_path(spec):
+        return resolve(spec).bind()
+    from steersman.runtime.bundle import load_serving
+
+    return load_serving(Path(spec))
 
 
 def _is_path(spec: str) -> bool:

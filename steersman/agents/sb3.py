@@ -24,17 +24,18 @@ _IS_REPLICA = COLUMN["is_replica"]
 
 
 class ScorerExtractor(BaseFeaturesExtractor):
-    """Observation (B, C, WIDTH) → (B, C + VALUE_WIDTH): a logit a candidate, then the critic's features."""
+    """Observation (B, C · WIDTH) → (B, C + VALUE_WIDTH): a logit a candidate, then the critic's features."""
 
     def __init__(self, observation_space: gym.Space, architecture: Architecture) -> None:
         assert observation_space.shape is not None
-        self.candidates = observation_space.shape[0]
+        self.candidates = observation_space.shape[0] // WIDTH
         super().__init__(observation_space, self.candidates + VALUE_WIDTH)
         self.scorer = Scorer(architecture)
         self.embed = nn.Linear(WIDTH, VALUE_WIDTH)
         self.value = nn.Linear(VALUE_WIDTH, VALUE_WIDTH)
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        observations = observations.reshape(*observations.shape[:-1], self.candidates, WIDTH)
         real = observations[..., _IS_REPLICA] > 0
         real[..., -1] = True  # shed
         logits = self.scorer(observations).masked_fill(~real, -1e8)
@@ -64,7 +65,10 @@ class _Split(nn.Module):
 class _ScorerMixin:
     """What the two SB3 policies share: the scorer's logits are the action logits, with no layer after them."""
 
-    features_extractor: ScorerExtractor
+    # What SB3 makes of them: declared for both base classes, which type them in their own ways.
+    features_extractor: Any
+    mlp_extractor: Any
+    action_net: Any
     optimizer_class: Any
     optimizer_kwargs: dict[str, Any]
 
@@ -87,7 +91,8 @@ class _ScorerMixin:
 
     @property
     def scorer(self) -> Scorer:
-        return self.features_extractor.scorer
+        scorer: Scorer = self.features_extractor.scorer
+        return scorer
 
 
 class ScorerPolicy(_ScorerMixin, ActorCriticPolicy):

@@ -19,17 +19,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numba import types
 
 from steersman.runtime import plugins
-from steersman.runtime.compiled import njit
 from steersman.runtime.errors import UserError
-from steersman.runtime.outcomes import State
 
 REWARD = types.float64(*[types.float64] * 7)
 KIND = plugins.Kind("reward", "steersman.envs.rewards", "REWARD", "steersman.rewards")
-_SHED = int(State.SHED)
 
 
 @dataclass(frozen=True)
@@ -51,17 +47,3 @@ def find_reward(reward: str | Reward) -> Reward:
     if not isinstance(found, Reward):
         raise UserError(f"reward {reward!r} is a {type(found).__name__}, not a steersman.envs.reward.Reward")
     return found
-
-
-@njit(inline="always")
-def worth_of(worth, outcome, promise):  # type: ignore[no-untyped-def]
-    """`worth` of an OUTCOME under a TENANT promise."""
-    return worth(
-        np.float64(outcome.attained),
-        np.float64(outcome.state == _SHED),
-        outcome.ttft_s,
-        outcome.tpot_s,
-        promise.ttft_slo_s,
-        promise.tpot_slo_s,
-        promise.weight,
-    )

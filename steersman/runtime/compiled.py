@@ -42,9 +42,10 @@ def njit(*args: Any, **options: Any) -> Any:
 
 def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
     # The setting is numba's only way to choose the folder, and is read while decorating.
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = cache_folder()
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = cache_folder()
     try:
         return decorate(function)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before

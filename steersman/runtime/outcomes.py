@@ -166,7 +166,7 @@ def summarise(
             e2e_s=latency(e2e[own & done]),
         )
 
-    usage = {name: sum(e.usage[name] for e in episodes) for name in USAGE.names or ()}
+    usage = {name: np.sum([e.usage[name] for e in episodes], axis=0) for name in USAGE.names or ()}
     replicas = [
         ReplicaSummary(
             name=name,

@@ -43,7 +43,7 @@ def _observe(
     mask: np.ndarray,
     reasons: np.ndarray,
 ) -> int:
-    """The simulator's `observe_state`; `q` is (tenant, prompt, max tokens, model, regions, priority)."""
+    """The simulator's `observe`; `q` is (tenant, prompt, max tokens, model, regions, priority)."""
     tenant, prompt_tokens, max_tokens, model, regions, priority = q
     for r in range(len(replicas)):
         matched[r] = bookkeeping.matched_tokens(book, r, keys, block_tokens, prompt_tokens)

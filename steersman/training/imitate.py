@@ -58,7 +58,7 @@ def imitate(
             logits = scorer(inputs[batch]).masked_fill(~real[batch], -1e8)
             loss = torch.nn.functional.cross_entropy(logits, targets[batch])
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             schedule.step()
             losses += float(loss.detach())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from rich.console import Console
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,14 +17,9 @@ from stable_baselines3.common.logger import Logger
 from steersman.agents.sb3 import MaskableScorerPolicy, ScorerPolicy
 from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
-from steersman.runtime.outcomes import Summary
-from steersman.runtime.policy import CompiledPolicy
-from steersman.training.dashboard import Dashboard
+from steersman.training import tags
+from steersman.training.job import SELECTION, Job
 from steersman.training.progress import Stage, stage
-from steersman.training.run import Run
-
-if TYPE_CHECKING:
-    from steersman.training.train import Setting
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "ppo": (PPO, ScorerPolicy),
@@ -40,39 +35,36 @@ SHOWN = {
     "train/clip_fraction": "train/clip_fraction",
 }
 EVALUATE_EVERY = 10  # rollouts
-SELECTION = 500_000  # first seed of the episodes that choose among checkpoints
-Watch = Callable[[int, CompiledPolicy, dict[str, float]], Summary]
 
 
-def learn(
-    algorithm: str,
-    run: Run,
-    console: Console,
-    setting: Setting,
-    start: np.ndarray,
-    learned: Callable[[np.ndarray, str], CompiledPolicy],
-    watch: Watch,
-    dashboard: Dashboard,
-) -> dict[str, Any]:
+def compile_ahead() -> None:
+    """Compile the vector environment in a process of its own, which fills the cache while others still work."""
+    code = (
+        "from steersman.envs.vector import DispatchVectorEnv as E; e = E(1, duration_s=5); e.reset(seed=0); e.step([0])"
+    )
+    subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def learn(job: Job, algorithm: str, start: np.ndarray) -> dict[str, Any]:
     """Train from the scorer weights `start`. Returns {"weights", "steps", "worth"}: of the best evaluation.
 
     Checkpoints after every evaluation, and goes on from one where it exists.
     """
-    config, seed = run.config.ppo, run.config.seed
+    config, seed = job.config.ppo, job.config.seed
     kind, policy = KINDS[algorithm]
-    loads = [setting.load * factor for factor in run.config.loads]
+    loads = [job.load * factor for factor in job.config.loads]
     env = SB3VecEnv(
         DispatchVectorEnv(
             config.envs,
-            workload=setting.workload,
-            fleet=setting.fleet,
-            reward=run.config.reward,
+            workload=job.workload,
+            fleet=job.fleet,
+            reward=job.config.reward,
             load=(min(loads), max(loads)),
-            duration_s=run.config.episode_s,
+            duration_s=job.config.episode_s,
         )
     )
     env.seed(seed)
-    checkpoint = run.checkpoints / f"{algorithm}.zip"
+    checkpoint = job.run.checkpoints / f"{algorithm}.zip"
     if checkpoint.exists():
         model = kind.load(checkpoint, env=env, device="cpu")
     else:
@@ -88,14 +80,14 @@ def learn(
             clip_range=config.clip,
             ent_coef=config.entropy,
             target_kl=config.target_kl,
-            policy_kwargs={"architecture": run.config.architecture},
+            policy_kwargs={"architecture": job.config.architecture},
             device="cpu",
             seed=seed,
         )
         model.policy.scorer.set_weights(start)
     model.set_logger(Logger(None, []))
-    with stage(console, algorithm, config.steps) as shown:
-        callback = _Callback(shown, setting, learned, watch, dashboard, checkpoint, config.steps)
+    with stage(job.console, algorithm, config.steps) as shown:
+        callback = _Callback(job, shown, algorithm, checkpoint)
         callback.consider(start)
         left = config.steps - model.num_timesteps
         if left > 0:
@@ -111,21 +103,11 @@ def learn(
 class _Callback(BaseCallback):
     """Progress, evaluation, the best weights so far, and checkpoints."""
 
-    def __init__(
-        self,
-        shown: Stage,
-        setting: Setting,
-        learned: Callable[[np.ndarray, str], CompiledPolicy],
-        watch: Watch,
-        dashboard: Dashboard,
-        checkpoint: Path,
-        steps: int,
-    ) -> None:
+    def __init__(self, job: Job, shown: Stage, name: str, checkpoint: Path) -> None:
         super().__init__()
-        self._shown, self._learned, self._watch = shown, learned, watch
-        self._dashboard, self._checkpoint, self._steps = dashboard, checkpoint, steps
-        self._selection = setting.episodes(SELECTION, 2 * len(setting.config.loads))
-        self._arena = setting.arena
+        self._job, self._shown, self._name, self._checkpoint = job, shown, name, checkpoint
+        self._steps = job.config.ppo.steps
+        self._selection = job.episodes(SELECTION, 2 * len(job.config.loads))
         self._rollouts, self._attainment = 0, 0.0
         self._started, self._start_steps = time.monotonic(), -1
         self.best_weights, self.best_worth = np.zeros(0), -1.0
@@ -136,7 +118,7 @@ class _Callback(BaseCallback):
 
     def consider(self, weights: np.ndarray) -> None:
         """Keep `weights` if they are the best on the selection episodes."""
-        worth = float(self._arena.values([self._learned(weights, "ppo")], self._selection, SELECTION)[0])
+        worth = float(self._job.arena.values([self._job.learned(weights, self._name)], self._selection, SELECTION)[0])
         if worth > self.best_worth:
             self.best_worth, self.best_weights = worth, weights
             self._best_path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,14 +134,15 @@ class _Callback(BaseCallback):
         reward = float(self.model.rollout_buffer.rewards.mean())  # type: ignore[attr-defined]
         speed = (self.num_timesteps - self._start_steps) / max(1e-9, time.monotonic() - self._started)
         values = self.logger.name_to_value
-        figures = {"train/reward": reward, "train/speed_steps_per_s": speed} | {
+        figures = {tags.REWARD: reward, "train/speed_steps_per_s": speed} | {
             ours: float(values[theirs]) for theirs, ours in SHOWN.items() if theirs in values
         }
-        self._dashboard.scalars(self.num_timesteps, figures)
-        done = self.num_timesteps >= self._steps
-        if self._rollouts % EVALUATE_EVERY == 0 or done:
+        if self._rollouts % EVALUATE_EVERY and self.num_timesteps < self._steps:
+            self._job.dashboard.scalars(self.num_timesteps, figures)
+        else:
             weights = self.model.policy.scorer.get_weights()  # type: ignore[union-attr,operator]
-            self._attainment = self._watch(self.num_timesteps, self._learned(weights, "ppo"), {}).attainment
+            policy = self._job.learned(weights, self._name)
+            self._attainment = self._job.watch(self.num_timesteps, policy, figures).attainment
             self.consider(weights)
             self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
             temporary = self._checkpoint.with_suffix(".tmp.zip")

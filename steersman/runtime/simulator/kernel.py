@@ -84,33 +84,39 @@ def apply_state(s, requests, blocks, outcomes, action, mask):
         c.n_ended = 1
 
 
-@njit(forceinline=True)
-def advance(buffer, requests, blocks, outcomes, rows, mask, reasons):
-    """`advance_state` and `observe_state` on a buffer."""
-    s = open_state(buffer)
-    if not advance_state(s, requests, blocks, outcomes):
-        return False
-    observe_state(s, requests, blocks, rows, mask, reasons)
-    return True
+# For calls from Python and for the environments: three compiled functions that hold all the code, so that what calls
+# them is quick to compile. They take the buffer, since the many views in a state would be copied at every call.
 
 
-@njit(forceinline=True)
-def step(buffer, requests, blocks, outcomes, action, rows, mask, reasons):
-    """Apply `action`, then advance to the next decision and observe it. Returns whether there is one."""
-    s = open_state(buffer)
-    apply_state(s, requests, blocks, outcomes, action, mask)
-    if not advance_state(s, requests, blocks, outcomes):
-        return False
-    observe_state(s, requests, blocks, rows, mask, reasons)
-    return True
+@njit
+def advance(buffer, requests, blocks, outcomes):
+    """`advance_state` on a buffer."""
+    return advance_state(open_state(buffer), requests, blocks, outcomes)
 
 
-@njit(forceinline=True)
+@njit
+def observe(buffer, requests, blocks, rows, mask, reasons):
+    """`observe_state` on a buffer."""
+    observe_state(open_state(buffer), requests, blocks, rows, mask, reasons)
+
+
+@njit
 def apply(buffer, requests, blocks, outcomes, action, mask):
     """`apply_state` on a buffer."""
     apply_state(open_state(buffer), requests, blocks, outcomes, action, mask)
 
 
+@njit
+def step(buffer, requests, blocks, outcomes, action, rows, mask, reasons):
+    """Apply `action`, then advance to the next decision and observe it. Returns whether there is one."""
+    apply(buffer, requests, blocks, outcomes, action, mask)
+    if not advance(buffer, requests, blocks, outcomes):
+        return False
+    observe(buffer, requests, blocks, rows, mask, reasons)
+    return True
+
+
+# Whole episodes in one piece: a third faster than through the functions above, but longer to compile.
 def _run(buffer, requests, blocks, outcomes, rows, mask, reasons, function, params, memory, trace, actions):
     s = open_state(buffer)
     scores = np.empty(len(mask))

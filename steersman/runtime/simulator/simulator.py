@@ -7,13 +7,14 @@ import numpy as np
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.observation import WIDTH
-from steersman.runtime.outcomes import USAGE, Episode, Outcomes, Summary, summarise
+from steersman.runtime.outcomes import Episode, Outcomes, Summary, summarise
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import kernel
 from steersman.runtime.simulator.state import (
     OUTCOME,
     Shape,
+    State,
     buffer_size,
     header,
     open_state,
@@ -22,6 +23,28 @@ from steersman.runtime.simulator.state import (
 )
 
 __all__ = ["SimulatedRuntime", "evaluate"]
+
+
+def new_outcomes(count: int) -> np.ndarray:
+    """OUTCOME (count,) of requests that have not arrived."""
+    outcomes = np.zeros(count, OUTCOME)
+    outcomes["replica"] = -1
+    for name in ("ttft_s", "tpot_s", "e2e_s"):
+        outcomes[name] = np.nan
+    return outcomes
+
+
+def outcome_columns(outcomes: np.ndarray) -> Outcomes:
+    """The columns of an OUTCOME array, as views."""
+    return Outcomes(
+        state=outcomes["state"],
+        replica=outcomes["replica"],
+        ttft_s=outcomes["ttft_s"],
+        tpot_s=outcomes["tpot_s"],
+        e2e_s=outcomes["e2e_s"],
+        attained=outcomes["attained"],
+        cached_tokens=outcomes["cached_tokens"],
+    )
 
 
 class SimulatedRuntime:
@@ -47,6 +70,7 @@ class SimulatedRuntime:
         self._shape: Shape | None = None
         self._requests: Requests | None = None
         self._outcomes = np.zeros(0, OUTCOME)
+        self.state: State  # views of the state, once reset: for tests, rendering and metrics
 
     @property
     def shed(self) -> int:
@@ -75,10 +99,7 @@ class SimulatedRuntime:
             self._shape = shape
             self._buffer = np.zeros(buffer_size(shape), np.uint8)
         self._requests = requests
-        self._outcomes = np.zeros(len(requests), OUTCOME)
-        self._outcomes["replica"] = -1
-        for name in ("ttft_s", "tpot_s", "e2e_s"):
-            self._outcomes[name] = np.nan
+        self._outcomes = new_outcomes(len(requests))
         reset_state(
             self._buffer,
             header(shape),
@@ -87,11 +108,15 @@ class SimulatedRuntime:
             requests.block_tokens,
             requests.window_s,
         )
+        self.state = open_state(self._buffer)
 
     def advance(self) -> bool:
         """Run to the next decision. Returns whether there is one; False: every request has ended."""
         q = self._episode
-        return bool(kernel.advance(self._buffer, q.table, q.blocks, self._outcomes, self.rows, self.mask, self.reasons))
+        if not kernel.advance(self._buffer, q.table, q.blocks, self._outcomes):
+            return False
+        kernel.observe(self._buffer, q.table, q.blocks, self.rows, self.mask, self.reasons)
+        return True
 
     def apply(self, action: int) -> None:
         """Carry out the decision that is due. A masked action sheds."""
@@ -137,18 +162,12 @@ class SimulatedRuntime:
     @property
     def now(self) -> float:
         """Simulated seconds since the start of the episode."""
-        return float(self.state.cluster[0]["now"])
-
-    @property
-    def state(self):  # type: ignore[no-untyped-def]  # State, as seen by numba
-        """Views of the state: for tests, rendering and metrics."""
-        return open_state(self._buffer)
+        return float(self.state.cluster["now"][0])
 
     @property
     def ended(self) -> np.ndarray:
         """Rows of the requests that ended (or were shed) since the decision before this one, int32."""
-        state = self.state
-        return state.ended[: int(state.cluster[0]["n_ended"])]
+        return self.state.ended[: self.state.cluster["n_ended"][0]]
 
     @property
     def episode(self) -> Episode:
@@ -157,22 +176,11 @@ class SimulatedRuntime:
 
     def outcomes(self) -> Outcomes:
         """What became of every request so far; columns are views."""
-        o = self._outcomes
-        return Outcomes(
-            state=o["state"],
-            replica=o["replica"],
-            ttft_s=o["ttft_s"],
-            tpot_s=o["tpot_s"],
-            e2e_s=o["e2e_s"],
-            attained=o["attained"],
-            cached_tokens=o["cached_tokens"],
-        )
+        return outcome_columns(self._outcomes)
 
     def usage(self) -> np.ndarray:
         """USAGE (R,) over the arrival window so far."""
-        usage = self.state.usage
-        assert usage.dtype == USAGE
-        return usage.copy()
+        return self.state.usage.copy()
 
     def clone(self) -> np.ndarray:
         """A copy of the cluster's state, for `restore`."""
@@ -181,6 +189,9 @@ class SimulatedRuntime:
     def restore(self, clone: np.ndarray) -> None:
         """Return to a state that `clone` gave in this episode. Outcomes of later ends stay until overwritten."""
         self._buffer[:] = clone
+
+    def close(self) -> None:
+        """Nothing to stop; runtimes of real replicas have."""
 
     @property
     def _episode(self) -> Requests:

@@ -1,0 +1,75 @@
+"""What every stage of a training run needs: its folder, where it shows progress, and what it trains on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from steersman.runtime.configs import find_config
+from steersman.runtime.fleet import load_fleet
+from steersman.runtime.network import compiled_policy
+from steersman.runtime.outcomes import Summary
+from steersman.runtime.policy import CompiledPolicy
+from steersman.runtime.requests import Requests
+from steersman.runtime.workload import Split, load_workload
+from steersman.training.dashboard import Dashboard
+from steersman.training.evaluate import compare
+from steersman.training.objective import Arena
+from steersman.training.run import Run
+
+# First seeds of the sets of episodes. The last one is played once, for the comparison.
+TRAINING, SELECTION, VALIDATION, HELD_OUT = 0, 500_000, 1_000_000, 2_000_000
+
+
+class Job:
+    """A training run in progress.
+
+    load: what multiplies the workload's rate at the relative load 1; set once the fleet has been sized.
+    """
+
+    def __init__(self, run: Run, console: Console, traces: Path | None) -> None:
+        self.run, self.config, self.console = run, run.config, console
+        self.workload = load_workload(find_config("workloads", self.config.workload), traces=traces)
+        self.fleet = load_fleet(find_config("fleets", self.config.fleet))
+        self.arena = Arena(self.fleet)
+        self.dashboard = Dashboard(run.folder, list(self.workload.tenants), self.fleet.names)
+        self.load = 1.0
+        self._validation: list[Requests] = []
+
+    def sample(self, seed: int, load: float, split: Split = "train") -> Requests:
+        return self.workload.sample(
+            seed,
+            load=load,
+            split=split,
+            duration_s=self.config.episode_s,
+            models=self.fleet.models,
+            regions=self.fleet.regions,
+        )
+
+    def episodes(self, first: int, count: int, split: Split = "train") -> list[Requests]:
+        """`count` episodes in order of load, spread evenly over the configured loads."""
+        loads = np.repeat(self.config.loads, -(-count // len(self.config.loads)))[:count]
+        return [self.sample(first + i, self.load * factor, split) for i, factor in enumerate(loads)]
+
+    @property
+    def validation(self) -> list[Requests]:
+        """The episodes that the curves show and that choose among policies."""
+        if not self._validation:
+            self._validation = self.episodes(VALIDATION, self.config.validation_episodes)
+        return self._validation
+
+    def learned(self, weights: np.ndarray, name: str) -> CompiledPolicy:
+        """The scorer with these weights."""
+        return compiled_policy(self.config.architecture, weights, name)
+
+    def watch(self, step: int, policy: CompiledPolicy, figures: dict[str, float]) -> Summary:
+        """Play the validation episodes and show how it went, at `step` of the present phase."""
+        summary = compare([policy], self.validation, self.arena, VALIDATION).summaries[0]
+        self.dashboard.evaluation(step, summary, figures)
+        return summary
+
+    def close(self) -> None:
+        self.dashboard.close()
+        self.arena.close()

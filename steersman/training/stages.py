@@ -1,0 +1,133 @@
+"""The stages of a training run but for PPO: size the load, tune a heuristic, imitate, search."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from steersman.agents.policies import resolve
+from steersman.agents.scorer import Scorer
+from steersman.runtime.policy import CompiledPolicy
+from steersman.runtime.requests import Requests
+from steersman.training import tags
+from steersman.training.imitate import imitate, record
+from steersman.training.job import TRAINING, Job
+from steersman.training.progress import stage
+from steersman.training.search import Generation, search, tune
+from steersman.training.sizing import capacity
+
+SHOW_EVERY = 5  # generations between two evaluations for the dashboard
+PROBES = 6  # episodes; a single one may be mostly burst or mostly calm
+
+
+def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
+    """The capacity of the best heuristic as shipped: three found among all by a probe, then by bisection.
+
+    {"load": multiple of the workload's rate, "heuristic": whose capacity it is, "rps": requests per second}
+    """
+    seeds = range(TRAINING, TRAINING + PROBES)
+    probe = [job.sample(seed, 1.0) for seed in seeds]
+    worths = job.arena.values(list(known.values()), probe)
+    ranked = sorted(zip(worths, known, strict=True), reverse=True)[:3]
+    loads = [(capacity(known[name], job.sample, job.arena, seeds), name) for _, name in ranked]
+    load, name = max(loads)
+    return {"load": load, "heuristic": name, "rps": load * job.workload.offered_rps}
+
+
+def tune_heuristic(job: Job, name: str, pool: list[Requests]) -> dict[str, Any]:
+    """Its parameters, searched with the budget of the learned policy. {"values", "episodes"}"""
+    with stage(job.console, f"tuning {name}", job.config.search.generations) as shown:
+        clock = Clock()
+
+        def progress(generation: Generation, policy: CompiledPolicy) -> None:
+            clock.count(generation.evaluations)
+            shown.advance(generation.number, f"worth {generation.mean:.4f}  {clock.rate():.0f} episodes/s")
+            job.dashboard.scalars(generation.number, {f"{tags.TUNED}{name}/worth": generation.mean})
+
+        options = _search_options(job, pool, f"tune-{name}")
+        found = tune(resolve(name), sigma=0.2, progress=progress, **options)
+    return {"values": found.policy.values.tolist(), "episodes": found.evaluations}
+
+
+def imitate_policy(job: Job, teacher: CompiledPolicy) -> dict[str, Any]:
+    """The scorer fitted to the choices of `teacher`. {"weights", "teacher", "agreement"}"""
+    config = job.config.imitation
+    with job.console.status(f"recording decisions of {teacher.name} …"):
+        rows, actions = record(teacher, job.fleet, job.episodes(TRAINING, config.episodes))
+    scorer = Scorer(job.config.architecture)
+    with stage(job.console, "imitation", config.epochs) as shown:
+
+        def progress(epoch: int, loss: float, agreement: float) -> None:
+            shown.advance(epoch, f"loss {loss:.3f}  agreement {agreement:.1%}")
+            figures = {f"{tags.LOSSES}imitation": loss, "train/imitation_agreement": agreement}
+            job.dashboard.scalars(epoch, figures)
+
+        agreement = imitate(scorer, rows, actions, config, job.config.seed, progress)
+    return {"weights": scorer.get_weights().tolist(), "teacher": teacher.name, "agreement": agreement}
+
+
+def search_scorer(job: Job, start: np.ndarray, pool: list[Requests]) -> dict[str, Any]:
+    """CMA-ES over the scorer's weights, from `start`. {"weights", "episodes"}"""
+    config = job.config.search
+    # One unit of the search is the typical size of a weight, so that a single sigma suits them all.
+    unit = float(np.sqrt(np.mean(start**2)))
+    with stage(job.console, "cma-es", config.generations) as shown:
+        clock, attainment = Clock(), 0.0
+
+        def progress(generation: Generation, policy: CompiledPolicy) -> None:
+            nonlocal attainment
+            clock.count(generation.evaluations)
+            figures = {
+                tags.REWARD: generation.mean,
+                "train/sigma": generation.sigma,
+                "train/speed_steps_per_s": clock.rate(),
+            }
+            if generation.number % SHOW_EVERY == 0 or generation.number == config.generations:
+                attainment = job.watch(generation.evaluations, policy, figures).attainment
+            else:
+                job.dashboard.scalars(generation.evaluations, figures)
+            shown.advance(
+                generation.number,
+                f"reward {generation.mean:.4f}  attainment {attainment:.1%}  {clock.rate():.0f} episodes/s",
+            )
+
+        found = search(
+            lambda x: job.learned(x * unit, "cma-es"),
+            start / unit,
+            sigma=config.sigma,
+            progress=progress,
+            **_search_options(job, pool, "cma-es"),
+        )
+    return {"weights": (found.numbers * unit).tolist(), "episodes": found.evaluations}
+
+
+def _search_options(job: Job, pool: list[Requests], name: str) -> dict[str, Any]:
+    config = job.config.search
+    return {
+        "population": config.population,
+        "generations": config.generations,
+        "episodes": config.episodes,
+        "pool": pool,
+        "arena": job.arena,
+        "seed": job.config.seed + 1,
+        "checkpoint": job.run.checkpoints / f"{name}.npy",
+    }
+
+
+class Clock:
+    """Speed of counted work since the first count: what a resumed run repeats from its checkpoint is none."""
+
+    def __init__(self) -> None:
+        self._started, self._first, self._done = time.monotonic(), -1, 0
+
+    def count(self, done: int) -> None:
+        """`done` units in all are done."""
+        if self._first < 0:
+            self._first, self._started = done, time.monotonic()
+        self._done = done
+
+    def rate(self) -> float:
+        """Units per second."""
+        return (self._done - max(0, self._first)) / max(1e-9, time.monotonic() - self._started)
