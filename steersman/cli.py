@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import nullcontext
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,13 @@ Policies = Annotated[
 ]
 WorkloadOption = Annotated[str, typer.Option("--workload", help="A workload's name or file.")]
 FleetOption = Annotated[str, typer.Option("--fleet", help="A fleet's name or file.")]
+
+
+class Part(StrEnum):
+    """Parts of a trace."""
+
+    TRAIN = "train"
+    HELD_OUT = "held-out"
 
 
 @app.command()
@@ -79,7 +87,7 @@ def evaluate(
     load: Annotated[float, typer.Option(help="Multiplies the workload's rate.", min=0.001)] = 1.0,
     episodes: Annotated[int, typer.Option(help="Episodes, each with a seed of its own.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 3_000_000,
-    split: Annotated[str, typer.Option(help="Part of a trace: train or held-out.")] = "held-out",
+    split: Annotated[Part, typer.Option(help="Part of a trace.")] = Part.HELD_OUT,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     traces: Traces = None,
 ) -> None:
@@ -88,14 +96,13 @@ def evaluate(
 
     from steersman.agents.policies import resolve
     from steersman.runtime.configs import find_config
+    from steersman.runtime.draw import draw
     from steersman.runtime.fleet import load_fleet
     from steersman.runtime.workload import load_workload
     from steersman.training.evaluate import compare
     from steersman.training.objective import Arena
     from steersman.training.report import comparison_json, comparison_table
 
-    if split not in ("train", "held-out"):
-        raise UserError(f"--split {split}: expected train or held-out")
     policies = [
         resolve(spec) for spec in dict.fromkeys(policy or ["round-robin", "least-requests", "jsed", "push-shed"])
     ]
@@ -105,10 +112,7 @@ def evaluate(
     ]
     arena = Arena(load_fleet(find_config("fleets", fleet)))
     source = load_workload(find_config("workloads", workload), traces=traces)
-    requests = [
-        source.sample(seed + i, load=load, split=split, models=arena.fleet.models, regions=arena.fleet.regions)  # type: ignore[arg-type]
-        for i in range(episodes)
-    ]
+    requests = [draw(source, arena.fleet, seed + i, load=load, split=split.value) for i in range(episodes)]
     with console.status("playing …") if not as_json else nullcontext():
         comparison = compare(policies, requests, arena, seed)
     best = max(comparison.summaries, key=lambda s: s.goodput_rps).policy

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from steersman.runtime.configs import find_config
+from steersman.runtime.draw import draw
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, load_fleet
 from steersman.runtime.requests import Requests
@@ -50,11 +51,11 @@ class Episodes:
         """The next episode; the generator alone decides which, given the load."""
         seed = int(rng.integers(*SEEDS))
         drawn = float(rng.uniform(self._low, self._high))
-        return self.workload.sample(
+        return draw(
+            self.workload,
+            self.fleet,
             seed,
             load=drawn if load is None else load,
             split=self._split,
             duration_s=self._duration_s,
-            models=self.fleet.models,
-            regions=self.fleet.regions,
         )

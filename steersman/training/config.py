@@ -14,7 +14,7 @@ class SearchConfig(Model):
     """CMA-ES. One budget for all: the learned policy and each tuned heuristic play as many episodes."""
 
     population: int = Field(default=16, ge=4)
-    generations: int = Field(default=60, ge=1)
+    generations: int = Field(default=40, ge=1)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=48, ge=1, description="training episodes to draw from")
     sigma: float = Field(default=0.15, gt=0)
@@ -32,7 +32,7 @@ class ImitationConfig(Model):
 class PpoConfig(Model):
     """PPO (Schulman et al., 2017) through Stable-Baselines3; large minibatches, one torch thread."""
 
-    steps: int = Field(default=400_000, ge=1)
+    steps: int = Field(default=250_000, ge=1)
     envs: int = Field(default=32, ge=1)
     rollout: int = Field(default=128, ge=8, description="steps of each environment between updates")
     batch: int = Field(default=2048, ge=32)

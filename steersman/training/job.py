@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from steersman.runtime.configs import find_config
+from steersman.runtime.draw import draw
 from steersman.runtime.fleet import load_fleet
 from steersman.runtime.network import compiled_policy
 from steersman.runtime.outcomes import Summary
@@ -39,14 +40,7 @@ class Job:
         self._validation: list[Requests] = []
 
     def sample(self, seed: int, load: float, split: Split = "train") -> Requests:
-        return self.workload.sample(
-            seed,
-            load=load,
-            split=split,
-            duration_s=self.config.episode_s,
-            models=self.fleet.models,
-            regions=self.fleet.regions,
-        )
+        return draw(self.workload, self.fleet, seed, load=load, split=split, duration_s=self.config.episode_s)
 
     def episodes(self, first: int, count: int, split: Split = "train") -> list[Requests]:
         """`count` episodes in order of load, spread evenly over the configured loads."""
