@@ -16,7 +16,7 @@ from steersman.runtime.gateway.prompt import Call, TokenEstimate
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._stream import EventCounter, Usage, usage_of
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Ticket
+from steersman.runtime.ticket import Stage, Ticket
 
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=3.0, sock_read=300.0)
 _LARGE = 1 << 20
@@ -160,17 +160,19 @@ class Relay:
                 self.scheduler.first_token(ticket)
                 tokens -= 1
             self.scheduler.streamed(ticket, tokens)
+            if counter.done and ticket.stage is not Stage.OVER:
+                # Before the client has it: one that leaves at [DONE] was served in full.
+                self._over(ticket, call, counter.usage, "done")
             if response is None:
                 response = web.StreamResponse(headers={**headers, "Cache-Control": "no-cache"})
                 await response.prepare(request)
             await response.write(chunk)
         name = self.pool.names[ticket.replica]
-        if counter.done and response is not None:
-            self._over(ticket, call, counter.usage, "done")
-        else:
+        if response is None:
             self.pool.failed(ticket.replica, self.scheduler)
-            if response is None:
-                raise AttemptFailed("cut", f"{name}: {problem}")
+            raise AttemptFailed("cut", f"{name}: {problem}")
+        if not counter.done:
+            self.pool.failed(ticket.replica, self.scheduler)
             self.metrics.error(ticket.replica, "cut")
             self._over(ticket, call, None, "failed")
             # The status is sent already; clients of the API read an error event.
