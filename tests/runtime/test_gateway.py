@@ -50,6 +50,19 @@ async def test_a_stream_passes_through_byte_for_byte_and_is_measured() -> None:
         assert s.metric("requests_total", tenant="strict", outcome="done") == 1
 
 
+async def test_a_client_that_leaves_at_done_was_served() -> None:
+    async with serving(Prefer(0, 1, 2)) as s:
+        s.backends[0].pieces = [*STREAM, b": kept open\n\n"]
+        s.backends[0].hold = asyncio.Event()
+        async with s.client.post(PATH, json=STREAMED) as response:
+            while await response.content.readuntil(b"\n\n") != STREAM[-1]:
+                pass
+            response.close()
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="done") == 1
+        assert s.metric("requests_total", tenant="strict", outcome="cancelled") == 0
+
+
 async def test_a_chunk_reaches_the_client_before_the_stream_ends() -> None:
     async with serving(Prefer(0, 1, 2)) as s:
         s.backends[0].hold = asyncio.Event()
