@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from contextlib import nullcontext
@@ -199,6 +200,9 @@ def _list(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
 
 def main() -> None:
     """The `steersman` command: a user's mistake is one sentence and exit code 2."""
+    # Before numpy is loaded: episodes are played on all cores already, and results do not depend on their number.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
     try:
         app()
     except UserError as error:
