@@ -26,7 +26,7 @@ console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pip
 
 Traces = Annotated[
     Path | None,
-    typer.Option("--traces", help="Folder with trace files (or set STEERSMAN_TRACES).", metavar="DIR"),
+    typer.Option("--traces", envvar="STEERSMAN_TRACES", help="Folder with trace files.", metavar="DIR"),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change a key: key.path=value.", metavar="KEY=VALUE")]
 Policies = Annotated[
@@ -56,6 +56,7 @@ def train(
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
     from steersman.training.config import TrainingConfig
+    from steersman.training.job import check
     from steersman.training.run import Run
     from steersman.training.train import train as run_training
 
@@ -65,6 +66,7 @@ def train(
     else:
         path = find_config("training", config)
         settings = validate(TrainingConfig, apply_sets(read_yaml(path), sets or []), str(path))
+        check(settings, traces)
         run = Run.create(runs, settings, path.stem, traces)
     try:
         result = run_training(run, console, traces, command=shlex.join(["steersman", *sys.argv[1:]]))

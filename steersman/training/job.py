@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from steersman.agents.policies import resolve
+from steersman.envs.reward import find_reward
 from steersman.runtime.configs import find_config
 from steersman.runtime.draw import draw
 from steersman.runtime.fleet import load_fleet
@@ -15,6 +17,7 @@ from steersman.runtime.outcomes import Summary
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.workload import Split, load_workload
+from steersman.training.config import TrainingConfig
 from steersman.training.dashboard import Dashboard
 from steersman.training.evaluate import compare
 from steersman.training.objective import Arena
@@ -22,6 +25,19 @@ from steersman.training.run import Run
 
 # First seeds of the sets of episodes. The last one is played once, for the comparison.
 TRAINING, SELECTION, VALIDATION, HELD_OUT = 0, 500_000, 1_000_000, 2_000_000
+
+
+def check(config: TrainingConfig, traces: Path | None) -> None:
+    """Find what is wrong with a training file before a folder is made for its run.
+
+    Raises:
+        UserError: a name in it means nothing, a trace cannot be read, or requests fit no replica.
+    """
+    for name in (*config.tune, *config.compare):
+        resolve(name)
+    find_reward(config.reward)
+    workload = load_workload(find_config("workloads", config.workload), traces=traces)
+    draw(workload, load_fleet(find_config("fleets", config.fleet)), TRAINING, duration_s=config.episode_s)
 
 
 class Job:
