@@ -59,6 +59,7 @@ def train(
     from steersman.training.job import check
     from steersman.training.run import Run
     from steersman.training.train import train as run_training
+    from steersman.training.train import worth_deploying
 
     if resume is not None:
         run = Run.open(resume)
@@ -74,10 +75,13 @@ def train(
         console.print(f"\ninterrupted; go on with: [bold]steersman train --resume {run.folder}[/]", highlight=False)
         raise typer.Exit(130) from None
     console.print(f"\npolicy exported to [bold]{result.bundle}[/]. Next:", highlight=False)
+    best = shlex.quote(result.best_heuristic)
+    chosen = run.folder if worth_deploying(result.paired) else best
     for command in (
         f"tensorboard --logdir {run.folder.parent}",
-        f"steersman evaluate --policy {run.folder} --policy {result.best_heuristic.name.removesuffix('-tuned')}",
-        f"steersman serve --policy {run.folder} --fleet configs/fleets/local.yaml",
+        f"steersman evaluate --policy {run.folder} --policy {best} --workload {run.config.workload} "
+        f"--fleet {run.config.fleet}",
+        f"steersman serve --policy {chosen} --fleet configs/fleets/local.yaml",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 

@@ -38,6 +38,12 @@ def resolve(spec: str) -> CompiledPolicy:
     return policy.with_params(**_parameters(spec, query)) if question else policy
 
 
+def spec_of(name: str, policy: CompiledPolicy) -> str:
+    """What `resolve` makes `policy`, the heuristic `name` with other numbers, from; they keep 6 digits."""
+    values = zip(policy.params, policy.values, strict=True)
+    return name + "?" + "&".join(f"{key}={value:.6g}" for key, value in values)
+
+
 def serving(spec: str) -> Policy:
     """The policy that `spec` means, in the form for the gateway: of a bundle its ONNX graph. Errors as `resolve`."""
     if not _is_path(spec):

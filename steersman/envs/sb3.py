@@ -24,7 +24,6 @@ class SB3VecEnv(VecEnv):
         self._actions = np.zeros(env.num_envs, np.int64)
         self._returns, self._lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
         self._started = time.monotonic()
-        self._none: list[dict[str, Any]] = [{} for _ in range(env.num_envs)]
 
     def reset(self) -> np.ndarray:
         seeds = list(self._seeds)
@@ -41,9 +40,8 @@ class SB3VecEnv(VecEnv):
         observations, rewards, terminated, _, info = self.env.step(self._actions)
         self._returns += rewards
         self._lengths += 1
-        infos = self._none
+        infos = [self._info(i, info) if ended else {} for i, ended in enumerate(terminated)]
         if terminated.any():
-            infos = [self._info(i, info) if ended else {} for i, ended in enumerate(terminated)]
             self._returns[terminated] = self._lengths[terminated] = 0
         return observations, rewards.astype(np.float32), terminated, infos
 

@@ -96,11 +96,6 @@ class Scheduler:
         self.book = self._new_book()
 
     @property
-    def shed_candidate(self) -> int:
-        """The candidate that stands for shedding."""
-        return self.candidates - 1
-
-    @property
     def now(self) -> float:
         return self._clock() - self._origin
 

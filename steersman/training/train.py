@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from steersman.agents.policies import heuristics, resolve
+from steersman.agents.policies import heuristics, resolve, spec_of
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.evaluate import Comparison, compare
@@ -27,7 +27,7 @@ class Result:
     """What a run came to."""
 
     learned: CompiledPolicy
-    best_heuristic: CompiledPolicy
+    best_heuristic: str  # as `resolve` takes it
     comparison: Comparison  # on held-out episodes
     paired: Paired  # the learned policy's worth against the best heuristic's
     bundle: Path
@@ -140,7 +140,14 @@ def _train(job: Job, command: str) -> Result:
         seeds={"run": config.seed, "training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT},
         scorecard=scorecard,
     )
-    return Result(winner, best, comparison, paired, run.bundle)
+    tuned = {f"{name}-tuned": name for name in config.tune}
+    best_spec = spec_of(tuned[best.name], best) if best.name in tuned else best.name
+    return Result(winner, best_spec, comparison, paired, run.bundle)
+
+
+def worth_deploying(paired: Paired) -> bool:
+    """Whether the learned policy is better beyond doubt."""
+    return paired.low > 1.0
 
 
 def verdict(paired: Paired) -> str:
@@ -149,7 +156,7 @@ def verdict(paired: Paired) -> str:
         f"worth {paired.ratio:.3f} [{paired.low:.3f}, {paired.high:.3f}] times that of {paired.against} "
         "on held-out episodes"
     )
-    if paired.low > 1.0:
+    if worth_deploying(paired):
         return f"[bold green]Deploy the learned policy[/]: {measured}."
     if paired.high < 1.0:
         return f"[bold yellow]Keep {paired.against}[/]: the learned policy has {measured}."

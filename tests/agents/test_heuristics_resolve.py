@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
-from steersman.agents.policies import heuristics, resolve
+from steersman.agents.policies import heuristics, resolve, spec_of
 from steersman.runtime.errors import UserError
 
 
@@ -75,3 +76,10 @@ def test_a_heuristic_wins_over_a_folder_of_its_name(
     monkeypatch.chdir(tmp_path)
     assert resolve("jsed").name == "jsed"
     assert not loaded
+
+
+def test_a_tuned_heuristic_can_be_written_down_and_resolved_again() -> None:
+    tuned = resolve("push-shed").with_values(np.linspace(0.1, 2.0, len(resolve("push-shed").params)), "push-shed-tuned")
+    again = resolve(spec_of("push-shed", tuned))
+    assert again.name == "push-shed"
+    assert again.values == pytest.approx(tuned.values, rel=1e-5)

@@ -10,8 +10,8 @@ from simulated import FASTEST, episode, fleet
 
 from steersman.runtime.cost import load_profile
 from steersman.runtime.observation import COLUMN
-from steersman.runtime.outcomes import State
-from steersman.runtime.simulator import SimulatedRuntime, evaluate
+from steersman.runtime.outcomes import State, summarise
+from steersman.runtime.simulator import SimulatedRuntime
 
 H100 = load_profile("llama-3.1-8b-h100-bf16")
 
@@ -239,7 +239,9 @@ def test_md1_waiting_time():
 
 def test_summary_adds_up():
     requests = random_episode(np.random.default_rng(6), 200, 20.0)
-    summary, _ = evaluate(fleet({}, {}), FASTEST, [requests, requests])
+    played = play(requests, {}, {})
+    limits = played.replicas["max_num_seqs"]
+    summary = summarise("fastest", [played.episode] * 2, played.fleet.names, limits, played.fleet.price_per_hour)
     assert summary.arrived == 400
     assert sum(t.arrived for t in summary.tenants.values()) == 400
     assert sum(r.share for r in summary.replicas) == pytest.approx(1.0)

@@ -1,5 +1,5 @@
 """The simulator: a cluster of continuous-batching engines, compiled."""
 
-from steersman.runtime.simulator.simulator import SimulatedRuntime, evaluate
+from steersman.runtime.simulator.simulator import SimulatedRuntime
 
-__all__ = ["SimulatedRuntime", "evaluate"]
+__all__ = ["SimulatedRuntime"]

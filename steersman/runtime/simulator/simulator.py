@@ -7,7 +7,7 @@ import numpy as np
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.observation import WIDTH
-from steersman.runtime.outcomes import Episode, Outcomes, Summary, summarise
+from steersman.runtime.outcomes import Episode, Outcomes
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import kernel
@@ -21,8 +21,6 @@ from steersman.runtime.simulator.state import (
     reset_state,
     shape_of,
 )
-
-__all__ = ["SimulatedRuntime", "evaluate"]
 
 
 def new_outcomes(count: int) -> np.ndarray:
@@ -198,19 +196,3 @@ class SimulatedRuntime:
         if self._requests is None:
             raise RuntimeError("call reset() first")
         return self._requests
-
-
-def evaluate(
-    fleet: Fleet, policy: CompiledPolicy, episodes: list[Requests], seed: int = 0
-) -> tuple[Summary, list[Episode]]:
-    """Play `episodes` under `policy`, each on an empty cluster, and summarise them."""
-    runtime = SimulatedRuntime(fleet)
-    played = []
-    for i, requests in enumerate(episodes):
-        runtime.reset(requests)
-        runtime.run(policy, seed + i)
-        played.append(runtime.episode)
-    return (
-        summarise(policy.name, played, fleet.names, runtime.replicas["max_num_seqs"], fleet.price_per_hour),
-        played,
-    )
