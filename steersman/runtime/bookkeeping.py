@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steersman.runtime import blockset
+from steersman.runtime import prefixes
 from steersman.runtime.compiled import njit
 from steersman.runtime.tenant import TENANT
 
@@ -61,40 +61,34 @@ class Bookkeeping(NamedTuple):
     tenant_views: np.ndarray  # TENANT_VIEW (T,)
     fleet: np.ndarray  # FLEET_VIEW (1,)
     tenant_inflight: np.ndarray  # float64 (R, T): requests in flight by replica and tenant
-    nodes: np.ndarray  # blockset of what each replica is believed to cache: NODE (R, N)
-    buckets: np.ndarray  # int32 (R, H)
-    heads: np.ndarray  # HEAD (R,)
+    beliefs: np.ndarray  # uint8 (R, bytes): the prefixes that each replica is believed to cache, see `prefixes`
 
 
-def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_block_tokens: int) -> Bookkeeping:
-    """Empty counts for REPLICA and TENANT arrays; each prefix set holds what the replica's KV cache can."""
-    entries = max(1, int(replicas["kv_tokens"].max()) // prefix_block_tokens)
-    buckets = 1 << max(3, int(entries).bit_length())
+def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_tokens: int) -> Bookkeeping:
+    """Empty counts for REPLICA and TENANT arrays; each replica is believed to cache what its KV memory can hold."""
+    nodes = prefixes.nodes_for(int(replicas["kv_tokens"].max()) // prefix_tokens)
     book = Bookkeeping(
         views=np.zeros(len(replicas), VIEW),
         tenants=tenants.copy(),
         tenant_views=np.zeros(len(tenants), TENANT_VIEW),
         fleet=np.zeros(1, FLEET_VIEW),
         tenant_inflight=np.zeros((len(replicas), len(tenants))),
-        nodes=np.zeros((len(replicas), entries), blockset.NODE),
-        buckets=np.zeros((len(replicas), buckets), np.int32),
-        heads=np.zeros(len(replicas), blockset.HEAD),
+        beliefs=np.zeros((len(replicas), prefixes.size_bytes(nodes)), np.uint8),
     )
     assert tenants.dtype == TENANT
-    clear(book, replicas, prefix_block_tokens)
+    clear(book, nodes, prefixes.buckets_for(nodes))
     return book
 
 
 @njit(forceinline=True)
-def clear(book, replicas, prefix_block_tokens):
+def clear(book, nodes, buckets):
     """Forget everything but the promises."""
     for r in range(len(book.views)):
         v = book.views[r]
         v.inflight = v.prefilling = v.prefill_tokens = v.prompt_tokens = v.context_tokens = 0.0
         v.prefill_since_s = v.prefill_rate = v.prefill_rate_at_s = 0.0
         v.running = v.waiting = v.kv_use = v.scraped_at_s = 0.0
-        entries = max(1, replicas[r].kv_tokens // prefix_block_tokens)
-        blockset.clear(book.nodes, book.buckets, book.heads, r, entries)
+        prefixes.clear(belief(book, r), nodes, buckets)
     for t in range(len(book.tenants)):
         book.tenant_views[t].output_tokens = book.tenants[t].expected_output_tokens
         book.tenant_views[t].attainment = 1.0
@@ -102,6 +96,19 @@ def clear(book, replicas, prefix_block_tokens):
     book.tenant_inflight[:] = 0.0
     f = book.fleet[0]
     f.rate_short = f.rate_long = f.rate_at_s = 0.0
+
+
+@njit(forceinline=True)
+def belief(book, r):
+    """The set of prefixes that replica `r` is believed to cache."""
+    return book.beliefs.ctypes.data + r * book.beliefs.shape[1]
+
+
+@njit(forceinline=True)
+def forget(book, r):
+    """Replica `r` went down: its cache is lost."""
+    h = prefixes.head(belief(book, r))
+    prefixes.clear(belief(book, r), h.nodes, h.buckets)
 
 
 @njit(forceinline=True)
@@ -116,16 +123,22 @@ def arrive(book, now, tenant):
 
 
 @njit(forceinline=True)
-def matched_tokens(book, r, keys, block_tokens, prompt_tokens):
-    """Tokens of a prompt that replica `r` is believed to have cached; the last token is always computed."""
-    if len(keys) == 0:
+def matched_tokens(book, r, pool, at, count, prefix_tokens, prompt_tokens):
+    """Tokens of a prompt that replica `r` is believed to have cached; the last token is always computed.
+
+    Its full prefix blocks, of `prefix_tokens`, are the `count` identities from `at` in `pool`.
+    """
+    if count == 0:
         return 0
-    return min(blockset.matched(book.nodes, book.buckets, r, keys) * block_tokens, prompt_tokens - 1)
+    return min(prefixes.lookup(belief(book, r), pool, at, count).blocks * prefix_tokens, prompt_tokens - 1)
 
 
 @njit(forceinline=True)
-def dispatch(book, now, r, tenant, prompt_tokens, uncached_tokens, keys):
-    """A request goes to replica `r`; `keys` are the full prefix blocks of its prompt."""
+def dispatch(book, now, r, tenant, prompt_tokens, uncached_tokens, pool, at, count, capacity):
+    """A request goes to replica `r`, which can cache `capacity` prefix blocks; its own are as in `matched_tokens`.
+
+    The pool must keep them while the replica is believed to cache them.
+    """
     v = book.views[r]
     if v.prefilling == 0.0:
         v.prefill_since_s = now
@@ -137,8 +150,8 @@ def dispatch(book, now, r, tenant, prompt_tokens, uncached_tokens, keys):
     v.prefill_rate = v.prefill_rate * np.exp(-elapsed / PREFILL_RATE_WINDOW_S) + uncached_tokens / PREFILL_RATE_WINDOW_S
     v.prefill_rate_at_s = now
     book.tenant_inflight[r, tenant] += 1.0
-    if len(keys) > 0:
-        blockset.touch(book.nodes, book.buckets, book.heads, r, keys)
+    if count > 0:
+        prefixes.touch(belief(book, r), pool, at, count, capacity)
 
 
 @njit(forceinline=True)

@@ -49,3 +49,26 @@ def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
         return decorate(function)
     finally:
         config.CACHE_DIR = before
+
+
+@numba.extending.intrinsic
+def pointer(_context, address):  # type: ignore[no-untyped-def]
+    """The address, int64, as a pointer: what `numba.carray` makes an array of."""
+
+    def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        return builder.inttoptr(arguments[0], context.get_value_type(numba.types.voidptr))
+
+    return numba.types.voidptr(numba.types.int64), generate
+
+
+@numba.extending.intrinsic
+def copy_bytes(_context, target, source, count):  # type: ignore[no-untyped-def]
+    """memcpy: `count` bytes from one address to another."""
+
+    def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        kind = context.get_value_type(numba.types.voidptr)
+        to, origin = (builder.inttoptr(address, kind) for address in arguments[:2])
+        numba.core.cgutils.raw_memcpy(builder, to, origin, arguments[2], 1)
+        return context.get_dummy_value()
+
+    return numba.types.void(numba.types.int64, numba.types.int64, numba.types.int64), generate

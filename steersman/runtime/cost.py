@@ -76,3 +76,12 @@ def iteration_s(replica, decoding, context_tokens, prefill_s):
         if decoding > 0:
             base = max(base, replica.decode_a_s)
     return replica.overhead_s + base + replica.decode_b_s * decoding + replica.decode_c_s * context_tokens
+
+
+@njit(forceinline=True)
+def growth_s(replica, decoding, chunk):
+    """Seconds by which each iteration is longer than the last, while the same sequences decode beside full chunks.
+
+    Every context grows by a token; the next chunk, of `chunk` tokens, stands behind one more.
+    """
+    return replica.decode_c_s * decoding + replica.prefill_c_s * chunk * chunk

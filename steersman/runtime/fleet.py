@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from steersman.runtime.config import Model, apply_sets, read_yaml, validate
 from steersman.runtime.cost import CostProfile, load_profile
@@ -24,16 +25,43 @@ REPLICA = np.dtype(
         ("prefill_b_s", "f8"),
         ("prefill_c_s", "f8"),
         ("price_per_hour", "f8"),
+        ("quality", "f8"),  # of its answers at its precision, 1: as the reference
+        ("batch_wait_s", "f8"),
+        ("swap_s_per_token", "f8"),  # moving KV to host memory or back; 0: recompute instead
+        ("host_tokens", "i8"),  # KV that host memory holds
         ("kv_tokens", "i8"),
         ("max_model_len", "i8"),
         ("max_num_seqs", "i4"),
         ("token_budget", "i4"),  # tokens of one iteration, decodes and prefill together
         ("model", "i4"),
         ("region", "i4"),
+        ("queue", "i4"),  # Queue
+        ("batching", "i4"),  # Batching
         ("up", "i4"),  # 1: may take requests
     ],
     align=True,
 )
+
+
+_COPIED = ("price_per_hour", "quality", "swap_s_per_token", "host_tokens", "kv_tokens", "max_model_len")
+_COPIED += ("max_num_seqs", "token_budget")
+
+
+class Queue(IntEnum):
+    """Which waiting request a replica admits next."""
+
+    FCFS = 0
+    PRIORITY = 1
+    EDF = 2  # earliest deadline first: arrival + TTFT target
+    SJF = 3  # shortest expected output first
+    VTC = 4  # the tenant served least so far (virtual token counter, Sheng et al., OSDI '24)
+
+
+class Batching(IntEnum):
+    """When a replica admits requests."""
+
+    CONTINUOUS = 0  # whenever the batch has room
+    STATIC = 1  # when the last batch is empty, up to a full one
 
 
 class Backend(Model):
@@ -57,6 +85,18 @@ class ReplicaGroup(Model):
     lease: Literal["reserved", "on-demand", "spot"] = "on-demand"
     model: str = "default"
     region: str = "default"
+    quality: float = Field(default=1.0, ge=0, description="of its answers, 1: as the reference precision")
+    queue: Literal["fcfs", "priority", "edf", "sjf", "vtc"] = Field(
+        default="fcfs", description="order of the engine's queue; simulated only"
+    )
+    batching: Literal["continuous", "static", "dynamic"] = Field(
+        default="continuous", description="static and dynamic form a batch when the last one is done; simulated only"
+    )
+    batch_wait_s: float = Field(default=0.05, ge=0, description="dynamic: longest wait for a full batch")
+    swap_s_per_token: float = Field(
+        default=0.0, ge=0, description="preemption by swapping KV to host memory at this price; 0: by recomputing"
+    )
+    host_tokens: int = Field(default=0, ge=0, description="KV tokens that host memory holds for swapping")
     backend: Backend | None = None
 
     @model_validator(mode="after")
@@ -73,8 +113,17 @@ class Fleet(Model):
     """A fleet file."""
 
     description: str
-    block_tokens: int = Field(default=16, ge=1, description="tokens of one block of the paged KV cache")
+    block_tokens: int = Field(
+        default=16, ge=1, le=1024, description="tokens of one block of the paged KV cache, a power of two"
+    )
     replicas: list[ReplicaGroup] = Field(min_length=1)
+
+    @field_validator("block_tokens")
+    @classmethod
+    def _power_of_two(cls, tokens: int) -> int:
+        if tokens & (tokens - 1):
+            raise ValueError(f"must be a power of two, such as 16, got {tokens}")
+        return tokens
 
     @property
     def groups(self) -> list[ReplicaGroup]:
@@ -103,8 +152,11 @@ class Fleet(Model):
         table = np.zeros(len(self.groups), REPLICA)
         for row, group in zip(table, self.groups, strict=True):
             set_profile(row, load_profile(group.profile))
-            for name in ("price_per_hour", "kv_tokens", "max_model_len", "max_num_seqs", "token_budget"):
+            for name in _COPIED:
                 row[name] = getattr(group, name)
+            row["queue"] = Queue[group.queue.upper()]
+            row["batching"] = Batching.CONTINUOUS if group.batching == "continuous" else Batching.STATIC
+            row["batch_wait_s"] = group.batch_wait_s if group.batching == "dynamic" else 0.0
             row["kv_tokens"] -= row["kv_tokens"] % self.block_tokens
             row["model"], row["region"] = self.models.index(group.model), self.regions.index(group.region)
             row["up"] = 1

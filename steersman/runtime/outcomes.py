@@ -22,6 +22,7 @@ class State(IntEnum):
     DONE = 1
     SHED = 2
     FAILED = 3
+    CANCELLED = 4  # its client left
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,28 @@
 """One replica's engine, after vLLM's scheduler: iterations, chunked prefill, paged KV, preemption, prefix cache.
 
-At each iteration: every decoding sequence gets one token; what is left of the token budget goes to the one
-partially prefilled sequence, then to waiting ones, first come first served, while the batch and the KV cache have
-room. A decode that finds no KV block preempts the sequence admitted last, which is recomputed later. Full prompt
-blocks enter the prefix cache when they are scheduled; idle ones are evicted, least recently used first.
+`docs/simulator.md` says what it does; here it is done many iterations at a time. Iterations that decode the same
+sequences, beside full chunks of one partial prefill, form an arithmetic series: n of them take
+n·alpha + beta·n(n−1)/2 seconds.
 
-Iterations with decodes only are taken many at a time: until the first sequence ends, KV runs out, or a request
-arrives. With contexts growing by one token a sequence, n of them take n·alpha + beta·n(n−1)/2 seconds.
-
-One simplification: two sequences that prefill the same prefix at once share its blocks; vLLM keeps both copies.
+All functions take the address `a` of the cluster (see `state`) and the replica `r`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from steersman.runtime import blockset, bookkeeping
+from steersman.runtime import bookkeeping, prefixes
 from steersman.runtime.compiled import njit
-from steersman.runtime.cost import chunk_s, iteration_s
+from steersman.runtime.cost import chunk_s, growth_s, iteration_s
+from steersman.runtime.fleet import Batching, Queue
 from steersman.runtime.outcomes import State as RequestState
+from steersman.runtime.simulator import queue
+from steersman.runtime.simulator.state import open_book, open_state, tree_of
 
-_DONE = int(RequestState.DONE)
+_DONE, _CANCELLED, _FAILED = int(RequestState.DONE), int(RequestState.CANCELLED), int(RequestState.FAILED)
+_PRIORITY, _VTC = int(Queue.PRIORITY), int(Queue.VTC)
+_STATIC = int(Batching.STATIC)
+_NEVER = 1 << 62
 
 
 @njit(forceinline=True)
@@ -32,11 +34,13 @@ def span(e, steps):
 @njit(forceinline=True)
 def steps_within(e, seconds):
     """How many whole iterations of the running jump end within `seconds` of its start."""
+    if seconds < e.alpha:
+        return 0
     if e.beta <= 0.0:
-        n = int(seconds / e.alpha)
+        n = int(min(seconds / e.alpha, 1e9))
     else:
         b = e.alpha - 0.5 * e.beta
-        n = int((np.sqrt(b * b + 2.0 * e.beta * seconds) - b) / e.beta)
+        n = int(min((np.sqrt(b * b + 2.0 * e.beta * seconds) - b) / e.beta, 1e9))
     n = max(0, min(n, e.steps))
     while n < e.steps and span(e, n + 1) <= seconds:  # rounding of the closed form
         n += 1
@@ -46,351 +50,194 @@ def steps_within(e, seconds):
 
 
 @njit(forceinline=True)
-def enqueue(s, requests, r, request, believed):
-    """A request reaches replica `r` now and joins its queue; an idle engine is due to plan at once."""
-    c, e = s.cluster[0], s.engines[r]
-    i = c.free_slot
-    q = s.sequences[i]
-    c.free_slot = q.next
-    c.inflight += 1
-    q.request, q.next = request, -1
-    q.target, q.computed, q.generated, q.held = requests[request].prompt_tokens, 0, 0, 0
-    q.cached, q.believed = -1, believed
-    q.first_token, q.base = np.nan, 0
-    if e.last_waiting >= 0:
-        s.sequences[e.last_waiting].next = i
-    else:
-        e.first_waiting = i
-    e.last_waiting = i
-    e.n_waiting += 1
-    if e.next_event == np.inf:
-        e.start, e.next_event, e.steps, e.streamed, e.mixed = c.now, c.now, 0, 0, 0
-    elif e.mixed == 0:
-        # Cut the jump at the end of the iteration that runs now, so that the request can join the next one.
-        n = steps_within(e, c.now - e.start)
-        if n < e.steps:
-            n += 1
-        e.steps = n
-        e.next_event = e.start + span(e, n)
+def cut(s, r, time, at_boundary):
+    """End the running jump with the iteration that runs at `time`.
 
-
-@njit(forceinline=True)
-def _per_block(s):
-    return s.cluster[0].prefix_tokens // s.cluster[0].block_tokens
-
-
-@njit(forceinline=True)
-def _available(s, r):
-    """KV blocks that can be had: free ones, and idle cache entries."""
-    return s.engines[r].free_blocks + s.heads[r].idle * _per_block(s)
-
-
-@njit(forceinline=True)
-def _take(s, r, count):
-    """Take `count` available KV blocks, evicting idle cache entries where needed."""
+    at_boundary: 1 if an iteration that ends exactly then is early enough.
+    """
     e = s.engines[r]
-    while e.free_blocks < count:
-        blockset.evict(s.nodes, s.buckets, s.heads, r)
-        e.free_blocks += _per_block(s)
+    if e.mixed == 0 and e.steps > 1:
+        n = steps_within(e, time - e.start)
+        if n < e.steps and (at_boundary == 0 or span(e, n) < time - e.start):
+            n += 1
+        e.steps = max(1, n)
+        s.due[r] = e.start + span(e, e.steps)
+
+
+@njit(forceinline=True)
+def running(e):
+    """Sequences in the batch."""
+    return e.n_decode + e.n_finishing + (e.partial >= 0)
+
+
+@njit(forceinline=True)
+def _available(s, a, r):
+    """KV blocks that can be had: free ones, and idle cache entries."""
+    return s.engines[r].free_blocks + prefixes.head(tree_of(s, a, r)).idle * s.cluster[0].per_prefix
+
+
+@njit(forceinline=True)
+def _take(s, a, r, count):
+    """Take `count` available KV blocks, evicting idle cache entries where needed."""
+    e, per = s.engines[r], s.cluster[0].per_prefix
+    short = count - e.free_blocks
+    if short > 0:
+        e.free_blocks += per * prefixes.evict(tree_of(s, a, r), (short + per - 1) // per)
     e.free_blocks -= count
 
 
 @njit(forceinline=True)
-def _blocks(s, tokens):
+def _blocks(c, tokens):
     """KV blocks that hold `tokens`."""
-    b = s.cluster[0].block_tokens
-    return (tokens + b - 1) // b
+    return (tokens + c.block_tokens - 1) >> c.shift
 
 
 @njit(forceinline=True)
-def _cache_computed(s, requests, blocks, r, i, upto):
+def _grown(s, r, n):
+    """KV blocks that the next `n` iterations of the running jump take."""
+    c, e = s.cluster[0], s.engines[r]
+    period = c.block_tokens
+    need = (n >> c.shift) * e.n_decode
+    for k in range(n & ~(period - 1), n):
+        need += s.phase[r, (e.counter + k) & (period - 1)]
+    if e.chunk > 0:
+        computed = s.sequences[e.partial].computed
+        need += _blocks(c, computed + n * e.chunk) - _blocks(c, computed)
+    return need
+
+
+@njit(forceinline=True)
+def _tokens(s, r, i):
+    """Computed tokens of a decoding sequence."""
+    return s.sequences[i].base + s.engines[r].counter
+
+
+# Sequences come and go
+
+
+@njit
+def enqueue(a, r, request, gateway, believed, expected):
+    """A request reaches replica `r` now and joins its queue."""
+    s = open_state(a)
+    c, e, row = s.cluster[0], s.engines[r], s.requests[request]
+    i = c.free_slot
+    if i >= 0:
+        c.free_slot = s.sequences[i].next
+    else:
+        i = c.used_slots
+        c.used_slots += 1
+    c.inflight += 1
+    q = s.sequences[i]
+    q.request, q.gateway, q.queued, q.believed, q.expected = request, gateway, c.now, believed, expected
+    q.target, q.computed, q.generated, q.held, q.node, q.swapped = row.prompt_tokens, 0, 0, 0, -1, 0
+    q.cached, q.first_token, q.base = -1, np.nan, 0
+    q.cancel = row.arrival_s + row.cancel_s if row.cancel_s > 0.0 else np.inf
+    queue.enter(s, r, row.tenant)
+    first = e.n_waiting == 0
+    queue.append(s, r, i)
+    if q.cancel < e.next_cancel:
+        e.next_cancel = q.cancel
+        cut(s, r, q.cancel, 1)
+    if e.steps == 0:
+        rep = s.replicas[r]
+        if rep.batching == _STATIC and e.n_waiting < rep.max_num_seqs:
+            s.due[r] = min(s.sequences[e.first_waiting].queued + rep.batch_wait_s, e.next_cancel)
+        else:
+            s.due[r] = c.now
+    elif _may_join(s, r, first):
+        cut(s, r, c.now, 0)
+
+
+@njit(forceinline=True)
+def _may_join(s, r, first):
+    """Whether one that starts to wait now could be admitted when the running iteration ends.
+
+    Else the jump goes on: the batch is full, a prefill takes all of the budget, or others wait for memory before it.
+    """
+    e, rep = s.engines[r], s.replicas[r]
+    if e.partial >= 0 or e.n_decode >= rep.max_num_seqs or rep.batching == _STATIC:
+        return False
+    return first or rep.queue != 0
+
+
+@njit(forceinline=True)
+def _cache(s, a, r, i, upto):
     """Let the cache own the sequence's full prefix blocks before index `upto`; it references them."""
     q = s.sequences[i]
-    start = requests[q.request].block_start
-    for k in range(q.held, upto):
-        key = blocks[start + k]
-        j = blockset.find(s.nodes, s.buckets, r, key)
-        if j >= 0:
-            blockset.hold(s.nodes, s.heads, r, j)
-            s.engines[r].free_blocks += _per_block(s)
-        else:
-            blockset.insert(s.nodes, s.buckets, s.heads, r, key, 1)
-    q.held = max(q.held, upto)
+    if upto > q.held:
+        node, held, shared = prefixes.extend(
+            tree_of(s, a, r), s.blocks, s.requests[q.request].block_start, q.node, q.held, upto
+        )
+        q.node, q.held = node, held
+        s.engines[r].free_blocks += shared * s.cluster[0].per_prefix
 
 
 @njit(forceinline=True)
-def _release(s, requests, blocks, r, i, tokens):
+def _release(s, a, r, i, tokens):
     """Give back the KV of a sequence that holds `tokens` computed tokens: its own blocks, and its references."""
-    q = s.sequences[i]
-    s.engines[r].free_blocks += _blocks(s, tokens) - q.held * _per_block(s)
-    start = requests[q.request].block_start
-    for k in range(q.held - 1, -1, -1):  # last block first: it becomes the oldest
-        blockset.release(s.nodes, s.heads, r, blockset.find(s.nodes, s.buckets, r, blocks[start + k]))
-    q.held = 0
+    q, c = s.sequences[i], s.cluster[0]
+    s.engines[r].free_blocks += _blocks(c, tokens) - q.held * c.per_prefix
+    prefixes.release(tree_of(s, a, r), q.node)
+    q.held, q.node = 0, -1
 
 
 @njit(forceinline=True)
-def _requeue(s, requests, blocks, r, i, tokens):
-    """Preempt a sequence: free its KV, and put it first in the queue to be computed anew."""
-    e, q = s.engines[r], s.sequences[i]
-    _release(s, requests, blocks, r, i, tokens)
-    q.target, q.computed = requests[q.request].prompt_tokens + q.generated, 0
-    q.next = e.first_waiting
-    e.first_waiting = i
-    if e.last_waiting < 0:
-        e.last_waiting = i
-    e.n_waiting += 1
-    s.usage[r].preemptions += 1
-
-
-@njit(forceinline=True)
-def _preempt_last(s, requests, blocks, r):
-    """Preempt the sequence that was admitted last."""
-    e = s.engines[r]
-    if e.partial >= 0:
-        i = e.partial
-        e.partial = -1
-        _requeue(s, requests, blocks, r, i, s.sequences[i].computed)
-        return
-    e.n_decode -= 1
-    i = s.decoding[r, e.n_decode]
-    q = s.sequences[i]
-    tokens = q.base + e.counter
-    s.phase[r, -q.base % s.phase.shape[1]] -= 1
-    e.context -= tokens
-    q.generated = tokens - requests[q.request].prompt_tokens + 1
-    _requeue(s, requests, blocks, r, i, tokens)
-
-
-@njit(forceinline=True)
-def _prefill(s, requests, blocks, r, i, chunk):
-    """Schedule `chunk` prefill tokens of a sequence, whose KV is available. Returns their seconds."""
-    e, q = s.engines[r], s.sequences[i]
-    before = q.computed
-    _take(s, r, _blocks(s, before + chunk) - _blocks(s, before))
-    q.computed = before + chunk
-    full = min(q.computed // s.cluster[0].prefix_tokens, requests[q.request].prompt_blocks)
-    _cache_computed(s, requests, blocks, r, i, full)
-    if q.computed == q.target:
-        s.finishing[r, e.n_finishing] = i
-        e.n_finishing += 1
-        e.partial = -1
-    else:
-        e.partial = i
-    return chunk_s(s.replicas[r], chunk, before)
-
-
-@njit(forceinline=True)
-def _admit(s, requests, blocks, r, budget):
-    """Admit the first waiting sequence if its next chunk has room. Returns (tokens scheduled, seconds)."""
-    e = s.engines[r]
+def free_slot(s, i):
+    """The request of a sequence is on no replica any more."""
     c = s.cluster[0]
-    i = e.first_waiting
-    q = s.sequences[i]
-    request = requests[q.request]
-    keys = blocks[request.block_start : request.block_start + request.prompt_blocks]
-    m = blockset.matched(s.nodes, s.buckets, r, keys)
-    if m * c.prefix_tokens >= q.target:  # the last token is always computed
-        m -= 1
-    computed = m * c.prefix_tokens
-    chunk = min(q.target - computed, budget)
-    need = _blocks(s, computed + chunk) - m * _per_block(s)
-    if _available(s, r) - m * _per_block(s) < need:
-        idle = 0
-        for k in range(m):
-            idle += s.nodes[r, blockset.find(s.nodes, s.buckets, r, keys[k])].refs == 0
-        if _available(s, r) - idle * _per_block(s) < need:
-            return 0, 0.0
-    for k in range(m):
-        blockset.hold(s.nodes, s.heads, r, blockset.find(s.nodes, s.buckets, r, keys[k]))
-    e.first_waiting = q.next
-    if e.first_waiting < 0:
-        e.last_waiting = -1
-    e.n_waiting -= 1
-    q.next, q.held, q.computed = -1, m, computed
-    if q.cached < 0:
-        q.cached = computed
-    return chunk, _prefill(s, requests, blocks, r, i, chunk)
+    s.sequences[i].next = c.free_slot
+    c.free_slot = i
+    c.inflight -= 1
 
 
-@njit(forceinline=True)
-def plan(s, requests, blocks, r, now):
-    """Schedule the next iteration, or jump, of an engine that has just ended one (or was idle)."""
-    while not _planned(s, requests, blocks, r, now):
-        pass  # a preemption emptied the batch: now its victims have room
-
-
-@njit(forceinline=True)
-def _planned(s, requests, blocks, r, now):
-    e, rep = s.engines[r], s.replicas[r]
-    period = s.phase.shape[1]
-    e.n_finishing = 0
-    preempted = False
-    while e.n_decode > 0 and _available(s, r) < s.phase[r, e.counter % period]:
-        _preempt_last(s, requests, blocks, r)
-        preempted = True
-    budget = rep.token_budget - e.n_decode
-    prefill_s, scheduled = 0.0, 0
-    reserved = s.phase[r, e.counter % period]  # for the decodes of this iteration
-    e.free_blocks -= reserved
-    if e.partial >= 0:
-        i = e.partial
-        q = s.sequences[i]
-        chunk = min(q.target - q.computed, budget)
-        if _available(s, r) < _blocks(s, q.computed + chunk) - _blocks(s, q.computed):
-            _preempt_last(s, requests, blocks, r)
-            preempted = True
-        else:
-            prefill_s += _prefill(s, requests, blocks, r, i, chunk)
-            scheduled += chunk
-    if not preempted:
-        while (
-            e.first_waiting >= 0
-            and e.partial < 0
-            and scheduled < budget
-            and e.n_decode + e.n_finishing < rep.max_num_seqs
-        ):
-            tokens, seconds = _admit(s, requests, blocks, r, budget - scheduled)
-            if tokens == 0:
-                break
-            scheduled += tokens
-            prefill_s += seconds
-    e.free_blocks += reserved
-
-    e.start, e.streamed = now, 0
-    if scheduled > 0:
-        e.mixed, e.steps, e.beta = 1, 1, 0.0
-        e.alpha = iteration_s(rep, e.n_decode, e.context, prefill_s)
-        _take(s, r, reserved)
-    elif e.n_decode > 0:
-        e.mixed = 0
-        e.alpha = iteration_s(rep, e.n_decode, e.context, 0.0)
-        e.beta = rep.decode_c_s * e.n_decode
-        e.steps = 1 if preempted and e.first_waiting >= 0 else _jump(s, r)
-    else:
-        e.mixed, e.steps, e.next_event = 0, 0, np.inf
-        return e.first_waiting < 0
-    e.next_event = now + span(e, e.steps)
-    return True
-
-
-@njit(forceinline=True)
-def _jump(s, r):
-    """How many decode-only iterations run before a sequence ends or KV blocks run out; at least 1."""
-    e = s.engines[r]
-    period = s.phase.shape[1]
-    n = s.finish[r, 0]
-    for k in range(1, e.n_decode):
-        n = min(n, s.finish[r, k])
-    n -= e.counter
-    available = _available(s, r)
-    if e.n_decode * (n // period + 1) <= available:
-        return n
-    for k in range(n):
-        available -= s.phase[r, (e.counter + k) % period]
-        if available < 0:
-            return max(1, k)
-    return n
-
-
-@njit(forceinline=True)
-def sync(s, r, now):
-    """Bring the router's view of replica `r` to `now`: tokens streamed so far, and fresh engine metrics."""
-    e, v, c = s.engines[r], s.book.views[r], s.cluster[0]
-    if e.n_decode > 0 and e.next_event != np.inf and e.mixed == 0:
-        n = steps_within(e, now - e.start)
-        if n > e.streamed:
-            bookkeeping.stream(s.book, r, (n - e.streamed) * e.n_decode)
-            e.streamed = n
-    v.running = e.n_decode + e.n_finishing + (e.partial >= 0)
-    v.waiting = e.n_waiting
-    v.kv_use = (e.total_blocks - e.free_blocks - s.heads[r].idle * _per_block(s)) / e.total_blocks
-    v.scraped_at_s = c.now
-
-
-@njit(forceinline=True)
-def complete(s, requests, blocks, outcomes, r):
-    """End the running iteration or jump of replica `r`: tokens come out, sequences start to decode or end."""
-    c, e, u = s.cluster[0], s.engines[r], s.usage[r]
-    period = s.phase.shape[1]
-    now, n = e.next_event, e.steps
-    c.now = now
-
-    seconds = min(now, c.horizon) - min(e.start, c.horizon)
-    u.busy_s += seconds
-    u.sequence_s += seconds * (e.n_decode + e.n_finishing + (e.partial >= 0))
-    u.kv_s += seconds * (e.total_blocks - e.free_blocks - s.heads[r].idle * _per_block(s)) / e.total_blocks
-    u.iterations += n
-    u.output_tokens += n * e.n_decode + e.n_finishing if now <= c.horizon else 0
-
-    if e.n_decode > 0:
-        if e.mixed == 0:
-            need = (n // period) * e.n_decode
-            for k in range(n - n % period, n):
-                need += s.phase[r, (e.counter + k) % period]
-            _take(s, r, need)
-        bookkeeping.stream(s.book, r, (n - e.streamed) * e.n_decode)
-    e.counter += n
-    e.context += n * e.n_decode
-
-    kept = 0
-    for k in range(e.n_decode):
-        i = s.decoding[r, k]
-        if s.finish[r, k] == e.counter:
-            q = s.sequences[i]
-            tokens = q.base + e.counter
-            s.phase[r, -q.base % period] -= 1
-            e.context -= tokens
-            _end(s, requests, blocks, outcomes, r, i, tokens, now)
-        else:
-            s.decoding[r, kept] = i
-            s.finish[r, kept] = s.finish[r, k]
-            kept += 1
-    e.n_decode = kept
-
-    for k in range(e.n_finishing):
-        i = s.finishing[r, k]
-        q = s.sequences[i]
-        request = requests[q.request]
-        if q.generated == 0:
-            q.first_token = now
-            bookkeeping.first_token(s.book, now, r, request.prompt_tokens, request.prompt_tokens - q.believed)
-        else:
-            bookkeeping.stream(s.book, r, 1)
-        q.generated += 1
-        if q.generated == request.output_tokens:
-            _end(s, requests, blocks, outcomes, r, i, q.target, now)
-        else:
-            q.base = q.target - e.counter
-            s.phase[r, -q.base % period] += 1
-            e.context += q.target
-            s.decoding[r, e.n_decode] = i
-            s.finish[r, e.n_decode] = e.counter + request.output_tokens - q.generated
-            e.n_decode += 1
-    e.n_finishing = 0
-    e.next_event = np.inf
-
-
-@njit(forceinline=True)
-def _end(s, requests, blocks, outcomes, r, i, tokens, now):
-    """A sequence has all its tokens: free its KV, report it, and let the cache keep the blocks of its output."""
+@njit
+def fail(a, r, i, generated, state):
+    """A sequence that has left the engine's lists ends badly, with `generated` tokens."""
+    s = open_state(a)
     c, q = s.cluster[0], s.sequences[i]
-    request = requests[q.request]
-    output = request.output_tokens
-    full = min(tokens // c.prefix_tokens, request.block_count)
-    if full > q.held:
-        _cache_computed(s, requests, blocks, r, i, full)
-    _release(s, requests, blocks, r, i, tokens)
+    request = s.requests[q.request]
+    s.present[r, request.tenant] -= 1
+    o = s.outcomes[q.request]
+    o.state, o.replica, o.cached_tokens = state, r, max(0, q.cached)
+    bookkeeping.end(
+        open_book(a, q.gateway),
+        c.now,
+        r,
+        request.tenant,
+        request.prompt_tokens,
+        request.prompt_tokens - q.believed,
+        generated,
+        generated > 0,
+        False,
+        False,
+    )
+    s.ended[c.n_ended] = q.request
+    c.n_ended += 1
+    if q.swapped > 0:
+        s.engines[r].host_free += q.swapped
+    free_slot(s, i)
 
-    o = outcomes[q.request]
-    o.state, o.replica, o.cached_tokens = _DONE, r, max(0, q.cached)
+
+@njit
+def _end(a, r, i, tokens):
+    """A sequence has all its tokens: free its KV, report it, and let the cache keep the blocks of its output."""
+    s = open_state(a)
+    c, q = s.cluster[0], s.sequences[i]
+    request, now = s.requests[q.request], c.now
+    output = request.output_tokens
+    _cache(s, a, r, i, min(tokens // np.int32(c.prefix_tokens), request.block_count))
+    _release(s, a, r, i, tokens)
+    s.present[r, request.tenant] -= 1
+
+    o = s.outcomes[q.request]
+    o.state, o.replica, o.cached_tokens, o.quality = _DONE, r, max(0, q.cached), s.replicas[r].quality
     o.ttft_s = q.first_token - request.arrival_s
     o.e2e_s = now - request.arrival_s
     o.tpot_s = (now - q.first_token) / (output - 1) if output > 1 else 0.0
-    promise = s.book.tenants[request.tenant]
+    promise = s.tenants[request.tenant]
     o.attained = o.ttft_s <= promise.ttft_slo_s and o.tpot_s <= promise.tpot_slo_s
     bookkeeping.end(
-        s.book,
+        open_book(a, q.gateway),
         now,
         r,
         request.tenant,
@@ -403,6 +250,452 @@ def _end(s, requests, blocks, outcomes, r, i, tokens, now):
     )
     s.ended[c.n_ended] = q.request
     c.n_ended += 1
-    q.next = c.free_slot
-    c.free_slot = i
-    c.inflight -= 1
+    free_slot(s, i)
+
+
+@njit
+def _stop_decoding(a, r, k):
+    """Take the k-th decoding sequence out of the batch. Returns (sequence, computed tokens)."""
+    s = open_state(a)
+    c, e = s.cluster[0], s.engines[r]
+    i = s.decoding[r, k]
+    q = s.sequences[i]
+    tokens = q.base + e.counter
+    s.phase[r, -q.base & (c.block_tokens - 1)] -= 1
+    s.streams[r, q.gateway] -= 1
+    e.context -= tokens
+    q.generated = tokens - s.requests[q.request].prompt_tokens + 1
+    e.n_decode -= 1
+    for j in range(k, e.n_decode):
+        s.decoding[r, j] = s.decoding[r, j + 1]
+        s.finish[r, j] = s.finish[r, j + 1]
+    _first_finish(s, r)
+    return i, tokens
+
+
+@njit(forceinline=True)
+def _first_finish(s, r):
+    e = s.engines[r]
+    first = _NEVER
+    for k in range(e.n_decode):
+        first = min(first, s.finish[r, k])
+    e.first_finish = first
+
+
+@njit(forceinline=True)
+def _victim(s, r):
+    """Who is preempted when KV runs out: an index into the decoding ones, or their number for the partial one."""
+    e = s.engines[r]
+    victim = e.n_decode
+    if e.partial < 0:
+        victim -= 1
+    if s.replicas[r].queue == _PRIORITY:
+        lowest = _priority(s, e.partial if victim == e.n_decode else s.decoding[r, victim])
+        for k in range(victim - 1, -1, -1):
+            if _priority(s, s.decoding[r, k]) < lowest:
+                victim, lowest = k, _priority(s, s.decoding[r, k])
+    return victim
+
+
+@njit
+def _preempt(a, r, victim):
+    """Preempt a sequence: free its KV, and put it first in the queue, to be computed anew or swapped in."""
+    s = open_state(a)
+    e, rep = s.engines[r], s.replicas[r]
+    if victim == e.n_decode:
+        i = e.partial
+        tokens = np.int64(s.sequences[i].computed)
+        e.partial = -1
+    else:
+        i, tokens = _stop_decoding(a, r, victim)
+    _release(s, a, r, i, tokens)
+    q = s.sequences[i]
+    q.target, q.computed = s.requests[q.request].prompt_tokens + q.generated, 0
+    if rep.swap_s_per_token > 0.0 and tokens <= e.host_free:
+        q.swapped = tokens
+        e.host_free -= tokens
+        e.extra_s += tokens * rep.swap_s_per_token
+    queue.prepend(s, r, i)
+    s.usage[r].preemptions += 1
+
+
+@njit(forceinline=True)
+def _priority(s, i):
+    return s.requests[s.sequences[i].request].priority
+
+
+@njit
+def _drop_cancelled(a, r):
+    """The clients of some sequences have left: end them, wherever they are."""
+    s = open_state(a)
+    e, now = s.engines[r], s.cluster[0].now
+    e.next_cancel = np.inf
+    before, i = -1, e.first_waiting
+    while i >= 0:
+        after = s.sequences[i].next
+        if s.sequences[i].cancel <= now:
+            queue.remove(s, r, before, i)
+            fail(a, r, i, s.sequences[i].generated, _CANCELLED)
+        else:
+            e.next_cancel = min(e.next_cancel, s.sequences[i].cancel)
+            before = i
+        i = after
+    if e.partial >= 0:
+        i = e.partial
+        if s.sequences[i].cancel <= now:
+            e.partial = -1
+            _release(s, a, r, i, s.sequences[i].computed)
+            fail(a, r, i, s.sequences[i].generated, _CANCELLED)
+        else:
+            e.next_cancel = min(e.next_cancel, s.sequences[i].cancel)
+    k = 0
+    while k < e.n_decode:
+        i = s.decoding[r, k]
+        if s.sequences[i].cancel <= now:
+            i, tokens = _stop_decoding(a, r, k)
+            _release(s, a, r, i, tokens)
+            fail(a, r, i, s.sequences[i].generated, _CANCELLED)
+        else:
+            e.next_cancel = min(e.next_cancel, s.sequences[i].cancel)
+            k += 1
+
+
+@njit
+def _resize(a, r):
+    """The KV memory of replica `r` has been changed."""
+    s = open_state(a)
+    e = s.engines[r]
+    total = s.replicas[r].kv_tokens >> s.cluster[0].shift
+    e.free_blocks += total - e.total_blocks
+    e.total_blocks = total
+    while _available(s, a, r) < 0 and (e.n_decode > 0 or e.partial >= 0):
+        _preempt(a, r, _victim(s, r))
+    _take(s, a, r, 0)
+
+
+# An iteration begins
+
+
+@njit(forceinline=True)
+def _prefill(s, a, r, i, chunk, have):
+    """Schedule `chunk` prefill tokens of a sequence, beyond `have` KV blocks of its own. Returns their seconds."""
+    c, e, q = s.cluster[0], s.engines[r], s.sequences[i]
+    before = q.computed
+    _take(s, a, r, _blocks(c, before + chunk) - have)
+    q.computed = before + chunk
+    _cache(s, a, r, i, min(q.computed // np.int32(c.prefix_tokens), s.requests[q.request].prompt_blocks))
+    if q.computed == q.target:
+        s.finishing[r, e.n_finishing] = i
+        e.n_finishing += 1
+        e.partial = -1
+    else:
+        e.partial = i
+    return chunk_s(s.replicas[r], chunk, before)
+
+
+@njit
+def _admit(a, r, budget):
+    """Admit the waiting sequence that is next, if its chunk has room. Returns (tokens scheduled, seconds)."""
+    s = open_state(a)
+    c, e = s.cluster[0], s.engines[r]
+    before, i = queue.following(s, r)
+    q = s.sequences[i]
+    request = s.requests[q.request]
+    tree, prefix = tree_of(s, a, r), np.int32(c.prefix_tokens)
+    found = prefixes.lookup(tree, s.blocks, request.block_start, request.prompt_blocks)
+    m, idle = found.blocks, found.idle
+    if m * prefix >= q.target:  # the last token is always computed
+        m -= 1
+        idle = max(0, idle - 1)
+    computed = max(m * prefix, q.swapped)
+    chunk = min(q.target - computed, budget)
+    need = _blocks(c, computed + chunk) - m * c.per_prefix
+    if _available(s, a, r) - idle * c.per_prefix < need:
+        return 0, 0.0
+    node, held = prefixes.hold(tree, s.blocks, request.block_start, m)
+    if held < m:
+        computed = max(held * prefix, q.swapped)
+        chunk = min(q.target - computed, budget)
+        if _available(s, a, r) < _blocks(c, computed + chunk) - held * c.per_prefix:
+            prefixes.release(tree, node)
+            return 0, 0.0
+    queue.remove(s, r, before, i)
+    if q.swapped > 0:
+        e.extra_s += s.replicas[r].swap_s_per_token * max(0, q.swapped - held * prefix)
+        e.host_free += q.swapped
+        q.swapped = 0
+    q.held, q.node, q.computed = held, node, computed
+    if q.cached < 0:
+        q.cached = computed
+        if s.replicas[r].queue == _VTC:
+            queue.serve(s, r, i, queue.INPUT_TOKEN * request.prompt_tokens)
+    if s.replicas[r].batching == _STATIC:
+        e.batch -= 1
+    return chunk, _prefill(s, a, r, i, chunk, held * c.per_prefix)
+
+
+@njit
+def plan(a, r):
+    """Schedule the next iteration, or jump, of an engine that has just ended one, or was idle."""
+    s = open_state(a)
+    e, now = s.engines[r], s.cluster[0].now
+    if e.next_cancel <= now:
+        _drop_cancelled(a, r)
+    if s.replicas[r].kv_tokens >> s.cluster[0].shift != e.total_blocks:
+        _resize(a, r)
+    while not _planned(s, a, r, now):
+        pass  # a preemption emptied the batch: now its victims have room
+
+
+@njit(forceinline=True)
+def _batch_waits(s, r, now):
+    """Static batching: whether an empty engine goes on waiting for a batch. If not, the batch is formed."""
+    e, rep = s.engines[r], s.replicas[r]
+    e.batch = 0
+    if e.n_waiting == 0:
+        return False
+    until = s.sequences[e.first_waiting].queued + rep.batch_wait_s
+    if e.n_waiting < rep.max_num_seqs and now < until:
+        e.steps, e.mixed = 0, 0
+        s.due[r] = min(until, e.next_cancel)
+        return True
+    e.batch = min(e.n_waiting, rep.max_num_seqs)
+    return False
+
+
+@njit(forceinline=True)
+def _planned(s, a, r, now):
+    c, e, rep = s.cluster[0], s.engines[r], s.replicas[r]
+    column = e.counter & (c.block_tokens - 1)
+    e.n_finishing, e.chunk, e.mixed, e.start, e.streamed = 0, 0, 0, now, 0
+    static = rep.batching == _STATIC
+    if static and e.n_decode == 0 and e.partial < 0 and _batch_waits(s, r, now):
+        return True
+    preempted = False
+    while e.n_decode > 0 and _available(s, a, r) < s.phase[r, column]:
+        _preempt(a, r, _victim(s, r))
+        preempted = True
+    budget = max(0, rep.token_budget - e.n_decode)
+    prefill_s, scheduled = 0.0, 0
+    reserved = s.phase[r, column]  # for the decodes of this iteration
+    e.free_blocks -= reserved
+    if e.partial >= 0 and budget > 0:
+        i = e.partial
+        q = s.sequences[i]
+        rest = q.target - q.computed
+        chunk = min(rest, budget)
+        have = _blocks(c, q.computed)
+        if _available(s, a, r) < _blocks(c, q.computed + chunk) - have:
+            _preempt(a, r, e.n_decode)
+            preempted = True
+        elif chunk < rest:
+            e.chunk = chunk  # the budget is used up: a jump over full chunks
+            prefill_s = chunk_s(rep, chunk, q.computed)
+        else:
+            prefill_s = _prefill(s, a, r, i, chunk, have)
+            scheduled = chunk
+    if not preempted and e.chunk == 0:
+        while (
+            e.n_waiting > 0
+            and e.partial < 0
+            and scheduled < budget
+            and e.n_decode + e.n_finishing < rep.max_num_seqs
+            and (not static or e.batch > 0)
+        ):
+            tokens, seconds = _admit(a, r, budget - scheduled)
+            if tokens == 0:
+                break
+            scheduled += tokens
+            prefill_s += seconds
+    e.free_blocks += reserved
+
+    if scheduled == 0 and e.chunk == 0 and e.n_decode == 0:
+        e.steps = 0
+        s.due[r] = np.inf
+        return e.n_waiting == 0
+    e.alpha = rep_s = iteration_s(rep, e.n_decode, e.context, prefill_s)
+    if scheduled > 0:
+        e.mixed, e.steps, e.beta = 1, 1, 0.0
+        _take(s, a, r, reserved)
+    else:
+        e.beta = growth_s(rep, e.n_decode, e.chunk)
+        alone = (preempted and e.n_waiting > 0) or e.extra_s > 0.0 or (e.chunk > 0 and rep_s <= _floor(rep, e))
+        e.steps = 1
+        if not alone:
+            _jump(s, a, r)
+    if e.slowdown != 1.0:
+        e.alpha *= e.slowdown
+        e.beta *= e.slowdown
+    if e.extra_s > 0.0:
+        e.alpha += e.extra_s
+        e.extra_s = 0.0
+    if e.steps > 1 and e.next_cancel < np.inf:
+        cut(s, r, e.next_cancel, 1)
+    s.due[r] = now + span(e, e.steps)
+    return True
+
+
+@njit(forceinline=True)
+def _floor(rep, e):
+    """What a mixed iteration takes at least: then it does not grow with the prefill."""
+    return iteration_s(rep, e.n_decode, e.context, 0.0) if e.n_decode > 0 else 0.0
+
+
+@njit(forceinline=True)
+def _jump(s, a, r):
+    """How many iterations like the first run before a sequence ends, a prefill nears its end, or KV runs out."""
+    c, e = s.cluster[0], s.engines[r]
+    n = _NEVER
+    if e.n_decode > 0:
+        n = e.first_finish - e.counter
+    computed, chunk = 0, e.chunk
+    if chunk > 0:
+        computed = s.sequences[e.partial].computed
+        n = min(n, (s.sequences[e.partial].target - computed - 1) // chunk)
+    available = _available(s, a, r)
+    bound = e.n_decode * ((n >> c.shift) + 1)
+    if chunk > 0:
+        bound += _blocks(c, n * chunk) + 1
+    if bound > available:
+        for k in range(n):
+            available -= s.phase[r, (e.counter + k) & (c.block_tokens - 1)]
+            if chunk > 0:
+                available -= _blocks(c, computed + (k + 1) * chunk) - _blocks(c, computed + k * chunk)
+            if available < 0:
+                n = max(1, k)
+                break
+    e.steps = n
+
+
+# … and ends
+
+
+@njit(forceinline=True)
+def stream_to(s, a, r, now):
+    """Let the gateways count the tokens that have come out of the running jump by `now`."""
+    e = s.engines[r]
+    if e.mixed == 0 and e.n_decode > 0 and e.steps > 0:
+        n = steps_within(e, now - e.start)
+        if n > e.streamed:
+            _stream(s, a, r, n - e.streamed)
+            e.streamed = n
+
+
+@njit(forceinline=True)
+def _stream(s, a, r, steps):
+    for g in range(s.streams.shape[1]):
+        if s.streams[r, g] > 0:
+            bookkeeping.stream(open_book(a, g), r, steps * s.streams[r, g])
+
+
+@njit(forceinline=True)
+def kv_blocks(s, a, r):
+    """KV blocks that sequences hold, as of the start of the running iteration or jump."""
+    return s.engines[r].total_blocks - _available(s, a, r)
+
+
+@njit(forceinline=True)
+def scrape(s, a, g, r, now):
+    """Gateway `g` reads the metrics of replica `r`."""
+    e, v = s.engines[r], open_book(a, g).views[r]
+    v.running = running(e)
+    v.waiting = e.n_waiting
+    grown = e.streamed * e.n_decode / s.cluster[0].block_tokens
+    v.kv_use = min(1.0, (kv_blocks(s, a, r) + grown) / e.total_blocks)
+    v.scraped_at_s = now
+
+
+@njit
+def complete(a, r):
+    """End the running iteration or jump of replica `r`: tokens come out, sequences start to decode or end."""
+    s = open_state(a)
+    c, e, u = s.cluster[0], s.engines[r], s.usage[r]
+    now, n = c.now, e.steps
+    if n == 0:
+        return
+    need = _grown(s, r, n) if e.mixed == 0 else 0
+    if e.start < c.horizon:
+        seconds = min(now, c.horizon) - e.start
+        u.busy_s += seconds
+        u.sequence_s += seconds * running(e)
+        u.kv_s += seconds * (kv_blocks(s, a, r) + 0.5 * need) / e.total_blocks
+        u.output_tokens += n * e.n_decode + e.n_finishing if now <= c.horizon else 0
+    u.iterations += n
+    if need > 0:
+        _take(s, a, r, need)
+    vtc = s.replicas[r].queue == _VTC
+    if e.n_decode > 0:
+        _stream(s, a, r, n - e.streamed)
+        if vtc:
+            for k in range(e.n_decode):
+                queue.serve(s, r, s.decoding[r, k], queue.OUTPUT_TOKEN * n)
+    if e.chunk > 0:
+        q = s.sequences[e.partial]
+        q.computed += n * e.chunk
+        full = min(q.computed // np.int32(c.prefix_tokens), s.requests[q.request].prompt_blocks)
+        _cache(s, a, r, e.partial, full)
+    e.counter += n
+    e.context += n * e.n_decode
+    e.steps = 0
+    s.due[r] = np.inf
+    if e.n_decode > 0 and e.counter >= e.first_finish:
+        _end_finished(a, r)
+    if e.n_finishing > 0:
+        _begin_decoding(a, r, vtc)
+
+
+@njit
+def _end_finished(a, r):
+    s = open_state(a)
+    c, e = s.cluster[0], s.engines[r]
+    kept, first = 0, _NEVER
+    for k in range(e.n_decode):
+        i, finish = s.decoding[r, k], s.finish[r, k]
+        if finish == e.counter:
+            q = s.sequences[i]
+            tokens = q.base + e.counter
+            s.phase[r, -q.base & (c.block_tokens - 1)] -= 1
+            s.streams[r, q.gateway] -= 1
+            e.context -= tokens
+            _end(a, r, i, tokens)
+        else:
+            s.decoding[r, kept] = i
+            s.finish[r, kept] = finish
+            first = min(first, finish)
+            kept += 1
+    e.n_decode, e.first_finish = kept, first
+
+
+@njit
+def _begin_decoding(a, r, vtc):
+    """The prefill of some sequences is complete: each gives a token."""
+    s = open_state(a)
+    c, e = s.cluster[0], s.engines[r]
+    if e.n_decode == 0:
+        e.first_finish = _NEVER
+    for k in range(e.n_finishing):
+        i = s.finishing[r, k]
+        q = s.sequences[i]
+        request = s.requests[q.request]
+        if q.generated == 0:
+            q.first_token = c.now
+            bookkeeping.first_token(
+                open_book(a, q.gateway), c.now, r, request.prompt_tokens, request.prompt_tokens - q.believed
+            )
+        else:
+            bookkeeping.stream(open_book(a, q.gateway), r, 1)
+        if vtc:
+            queue.serve(s, r, i, queue.OUTPUT_TOKEN)
+        q.generated += 1
+        if q.generated == request.output_tokens:
+            _end(a, r, i, q.target)
+        else:
+            q.base = q.target - e.counter
+            s.phase[r, -q.base & (c.block_tokens - 1)] += 1
+            s.streams[r, q.gateway] += 1
+            e.context += q.target
+            s.decoding[r, e.n_decode] = i
+            s.finish[r, e.n_decode] = e.counter + request.output_tokens - q.generated
+            e.first_finish = min(e.first_finish, s.finish[r, e.n_decode])
+            e.n_decode += 1
+    e.n_finishing = 0

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from steersman.runtime.cost import load_profile
 from steersman.runtime.errors import UserError
-from steersman.runtime.fleet import Fleet
+from steersman.runtime.fleet import Fleet, set_profile
 from steersman.runtime.observation import WIDTH
 from steersman.runtime.outcomes import Episode, Outcomes
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import kernel
 from steersman.runtime.simulator.state import (
+    FAULT,
     OUTCOME,
     Shape,
-    State,
-    buffer_size,
-    header,
-    open_state,
+    copy_state,
+    layout,
     reset_state,
     shape_of,
+    view,
 )
 
 
@@ -53,119 +54,179 @@ class SimulatedRuntime:
     of the episode in compiled code.
 
     candidates: C, at least replicas + 1 (the default); more leaves room for padding.
+    gateways: how many share the fleet without sharing what they know.
+    scrape_s: seconds between two readings of a replica's metrics by a gateway; 0: they are always fresh.
     """
 
-    def __init__(self, fleet: Fleet, candidates: int | None = None) -> None:
-        self.fleet = fleet
+    def __init__(
+        self,
+        fleet: Fleet,
+        candidates: int | None = None,
+        *,
+        gateways: int = 1,
+        scrape_s: float = 0.0,
+        into: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    ) -> None:
+        """into: arrays that are to be `rows`, `mask` and `reasons`, C-contiguous."""
+        if gateways < 1 or not 0 <= scrape_s < float("inf"):
+            raise UserError(f"gateways {gateways} and scrape_s {scrape_s}: expected 1 or more, and 0 or more seconds")
+        self.fleet, self.gateways, self.scrape_s = fleet, gateways, scrape_s
         self.replicas = fleet.table()
         self.candidates = candidates or len(self.replicas) + 1
         if self.candidates <= len(self.replicas):
             raise UserError(f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates")
-        self.rows = np.zeros((self.candidates, WIDTH), np.float32)
-        self.mask = np.zeros(self.candidates, np.bool_)
-        self.reasons = np.zeros(self.candidates, np.int8)
-        self._buffer = np.zeros(0, np.uint8)
+        self.rows, self.mask, self.reasons = into or (
+            np.zeros((self.candidates, WIDTH), np.float32),
+            np.zeros(self.candidates, np.bool_),
+            np.zeros(self.candidates, np.int8),
+        )
         self._shape: Shape | None = None
+        self._buffer = np.zeros(0, np.uint8)
         self._requests: Requests | None = None
         self._outcomes = np.zeros(0, OUTCOME)
-        self.state: State  # views of the state, once reset: for tests, rendering and metrics
+        self._faults = np.zeros(0, FAULT)
+        self.address = 0  # of the cluster's buffer, for compiled functions; valid until the next `reset`
 
     @property
     def shed(self) -> int:
         """The action that sheds."""
         return self.candidates - 1
 
-    def reset(self, requests: Requests) -> None:
-        """Start an episode on an empty cluster with cold caches.
+    def reset(self, requests: Requests, faults: np.ndarray | None = None) -> None:
+        """Start an episode on an empty cluster with cold caches. faults: a table made by `faults.faults`.
 
         Raises:
-            UserError: the prefix blocks of the workload do not fit the KV blocks of the fleet.
+            UserError: the prefix blocks of the workload do not fit the KV blocks of the fleet, or a fault names a
+                replica that there is not.
         """
         if requests.block_tokens % self.fleet.block_tokens:
             raise UserError(
                 f"the workload's block_tokens {requests.block_tokens} must be a multiple of the fleet's "
                 f"{self.fleet.block_tokens}"
             )
-        shape = shape_of(
-            self.replicas,
-            len(requests.tenants),
-            len(requests),
-            self.fleet.block_tokens,
-            requests.block_tokens,
-        )
+        self._faults = np.zeros(0, FAULT) if faults is None else faults
+        for replica in self._faults["replica"]:
+            if not 0 <= replica < len(self.replicas):
+                raise UserError(f"a fault names replica {replica}; the fleet has 0 to {len(self.replicas) - 1}")
+        self._open(requests, len(requests))
+        self.view("replicas")[:] = self.replicas
+        self.view("tenants")[:] = requests.tenant_table
+        reset_state(self.address, requests.block_tokens, requests.window_s, self.scrape_s)
+
+    def _open(self, requests: Requests, sequences: int) -> None:
+        """Have a buffer of the right layout, bound to the episode's data."""
+        block_tokens = self.fleet.block_tokens
+        tenants = len(requests.tenants)
+        shape = shape_of(self.replicas, tenants, sequences, block_tokens, requests.block_tokens, self.gateways)
+        record = layout(shape)
         if shape != self._shape:
             self._shape = shape
-            self._buffer = np.zeros(buffer_size(shape), np.uint8)
-        self._requests = requests
-        self._outcomes = new_outcomes(len(requests))
-        reset_state(
-            self._buffer,
-            header(shape),
-            self.replicas,
-            requests.tenant_table,
-            requests.block_tokens,
-            requests.window_s,
-        )
-        self.state = open_state(self._buffer)
+            self._buffer = np.zeros(int(record["bytes"][0]), np.uint8)
+            self.address = self._buffer.ctypes.data
+        self._buffer[: record.nbytes] = record.view(np.uint8)
+        self._requests, self._outcomes = requests, new_outcomes(len(requests))
+        self._bind()
+
+    def _bind(self) -> None:
+        """Tell the cluster where the data beside its buffer stand."""
+        cluster, requests = self.view("cluster")[0], self._episode
+        arrays = {"requests": requests.table, "blocks": requests.blocks, "outcomes": self._outcomes}
+        arrays |= {"faults": self._faults, "rows": self.rows, "mask": self.mask, "reasons": self.reasons}
+        for name, array in arrays.items():
+            assert array.flags.c_contiguous, name
+            cluster[f"p_{name}"] = array.ctypes.data
+        cluster["n_requests"], cluster["n_blocks"] = len(requests.table), len(requests.blocks)
+        cluster["n_faults"], cluster["n_candidates"] = len(self._faults), self.candidates
+
+    def view(self, section: str) -> np.ndarray:
+        """A section of the state as an array, by its name in `state.State` or `Bookkeeping`, or `cluster`."""
+        return view(self._buffer, section)
 
     def advance(self) -> bool:
         """Run to the next decision. Returns whether there is one; False: every request has ended."""
-        q = self._episode
-        if not kernel.advance(self._buffer, q.table, q.blocks, self._outcomes):
-            return False
-        kernel.observe(self._buffer, q.table, q.blocks, self.rows, self.mask, self.reasons)
-        return True
+        self._episode  # noqa: B018 (raises before the first reset)
+        return bool(kernel.next_decision(self.address))
 
     def apply(self, action: int) -> None:
         """Carry out the decision that is due. A masked action sheds."""
-        q = self._episode
-        kernel.apply(self._buffer, q.table, q.blocks, self._outcomes, action, self.mask)
+        kernel.apply(self.address, action)
 
     def step(self, action: int) -> bool:
         """`apply`, then `advance`, in one compiled call."""
-        q = self._episode
-        return bool(
-            kernel.step(self._buffer, q.table, q.blocks, self._outcomes, action, self.rows, self.mask, self.reasons)
-        )
+        return kernel.step(self.address, action)  # type: ignore[no-any-return]
 
     def run(self, policy: CompiledPolicy, seed: int = 0) -> int:
         """Play the rest of the episode under `policy`. Returns the number of decisions."""
-        return self._play(policy, seed, 0)[0]
+        return self._play(policy, seed, 0, 0)[0]
 
     def record(self, policy: CompiledPolicy, seed: int = 0, limit: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
         """`run`, keeping the first `limit` observations, (D, C, WIDTH) float32, and the actions (D,) on them."""
-        decisions, trace, actions = self._play(policy, seed, min(limit, len(self._episode)))
+        limit = min(limit, len(self._episode))
+        decisions, trace, actions = self._play(policy, seed, limit, limit)
         return trace[:decisions], actions[:decisions]
 
-    def _play(self, policy: CompiledPolicy, seed: int, keep: int) -> tuple[int, np.ndarray, np.ndarray]:
-        q = self._episode
-        trace = np.empty((keep, self.candidates, WIDTH), np.float32)
-        actions = np.empty(keep, np.int32)
-        decisions = kernel.run()(
-            self._buffer,
-            q.table,
-            q.blocks,
-            self._outcomes,
-            self.rows,
-            self.mask,
-            self.reasons,
-            policy.function,
-            policy.values,
-            policy.memory(seed),
-            trace,
-            actions,
-        )
-        return decisions, trace, actions
+    def routes(self, policy: CompiledPolicy, seed: int = 0) -> np.ndarray:
+        """`run`, returning the action of every decision, int32 (D,), for `replay`."""
+        room = 2 * len(self._episode) + 1024  # requests of a crashed replica are decided anew
+        decisions, _, actions = self._play(policy, seed, 0, room)
+        return actions[:decisions]
+
+    def replay(self, actions: np.ndarray) -> int:
+        """Play the rest of the episode with given actions (D,); a masked one sheds. Returns how many were taken.
+
+        Stops at the first decision beyond them.
+        """
+        return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
+
+    def _play(self, policy: CompiledPolicy, seed: int, keep: int, actions: int) -> tuple[int, np.ndarray, np.ndarray]:
+        self._episode  # noqa: B018 (raises before the first reset)
+        trace, taken = np.empty((keep, self.candidates, WIDTH), np.float32), np.empty(actions, np.int32)
+        memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
+        decisions = kernel.run()(self.address, policy.function, policy.values, memory, trace, taken)
+        return decisions, trace, taken
+
+    # What may be set while it runs, from the next iteration on
+
+    def set_precision(self, replica: int, profile: str, kv_tokens: int, quality: float = 1.0) -> None:
+        """Another precision of weights or KV: its cost profile, what the KV memory then holds, and its quality.
+
+        Raises:
+            UserError: there is no such profile, or the KV memory is empty.
+        """
+        if kv_tokens < self.fleet.block_tokens:
+            raise UserError(f"kv_tokens {kv_tokens}: expected at least one block of {self.fleet.block_tokens}")
+        row = self.view("replicas")[replica]
+        set_profile(row, load_profile(profile))
+        row["kv_tokens"], row["quality"] = kv_tokens - kv_tokens % self.fleet.block_tokens, quality
+
+    def set_limits(self, replica: int, max_num_seqs: int | None = None, token_budget: int | None = None) -> None:
+        """Another batch limit, at most that of the fleet's largest replica, or token budget.
+
+        Raises:
+            UserError: a limit is not in its range.
+        """
+        row = self.view("replicas")[replica]
+        slots = int(self.view("cluster")["n_slots"][0])
+        if max_num_seqs is not None:
+            if not 1 <= max_num_seqs <= slots:
+                raise UserError(f"max_num_seqs {max_num_seqs}: expected 1 to {slots}, the largest of the fleet")
+            row["max_num_seqs"] = max_num_seqs
+        if token_budget is not None:
+            if token_budget < row["max_num_seqs"]:
+                raise UserError(
+                    f"token_budget {token_budget}: expected at least max_num_seqs, {row['max_num_seqs']}"
+                )
+            row["token_budget"] = token_budget
 
     @property
     def now(self) -> float:
         """Simulated seconds since the start of the episode."""
-        return float(self.state.cluster["now"][0])
+        return float(self.view("cluster")["now"][0])
 
     @property
     def ended(self) -> np.ndarray:
         """Rows of the requests that ended (or were shed) since the decision before this one, int32."""
-        return self.state.ended[: self.state.cluster["n_ended"][0]]
+        return self.view("ended")[: self.view("cluster")["n_ended"][0]]
 
     @property
     def episode(self) -> Episode:
@@ -178,15 +239,17 @@ class SimulatedRuntime:
 
     def usage(self) -> np.ndarray:
         """USAGE (R,) over the arrival window so far."""
-        return self.state.usage.copy()
+        return self.view("usage").copy()
 
-    def clone(self) -> np.ndarray:
-        """A copy of the cluster's state, for `restore`."""
-        return self._buffer.copy()
+    def clone(self, into: np.ndarray | None = None) -> np.ndarray:
+        """A copy of the cluster's state, for `restore`; into: an older one, to be overwritten."""
+        into = np.empty_like(self._buffer) if into is None else into
+        copy_state(into.ctypes.data, self.address)
+        return into
 
     def restore(self, clone: np.ndarray) -> None:
         """Return to a state that `clone` gave in this episode. Outcomes of later ends stay until overwritten."""
-        self._buffer[:] = clone
+        copy_state(self.address, clone.ctypes.data)
 
     def close(self) -> None:
         """Nothing to stop; runtimes of real replicas have."""

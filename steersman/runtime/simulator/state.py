@@ -1,59 +1,51 @@
 """The state of a simulated cluster: one flat byte buffer, viewed as structured arrays inside compiled code.
 
-The buffer starts with the byte offsets of its sections, so that one compiled function opens a cluster of any size,
-a clone is a memory copy, and many clusters are the rows of one 2-D array.
+Compiled functions take the buffer's address. It starts with a CLUSTER record that says where the sections are and where
+the read-only data of the episode stand, so that one function opens a cluster of any size, and a clone is a copy of bytes.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import carray
 
-from steersman.runtime import blockset, bookkeeping
-from steersman.runtime.blockset import HEAD, NODE
+from steersman.runtime import bookkeeping, prefixes
 from steersman.runtime.bookkeeping import FLEET_VIEW, TENANT_VIEW, VIEW, Bookkeeping
-from steersman.runtime.compiled import njit
+from steersman.runtime.compiled import copy_bytes, njit, pointer
 from steersman.runtime.fleet import REPLICA
 from steersman.runtime.outcomes import USAGE
+from steersman.runtime.requests import REQUEST
 from steersman.runtime.tenant import TENANT
-
-CLUSTER = np.dtype(
-    [
-        ("now", "f8"),
-        ("horizon", "f8"),  # usage is measured up to here
-        ("next_request", "i8"),  # next row of the request table to arrive
-        ("pending", "i8"),  # request awaiting a decision, or −1
-        ("n_ended", "i8"),  # entries of the ended log since the last decision
-        ("free_slot", "i8"),  # head of the list of free sequences
-        ("inflight", "i8"),
-        ("decisions", "i8"),
-        ("block_tokens", "i8"),  # of the paged KV cache
-        ("prefix_tokens", "i8"),  # of a prefix block, a multiple of block_tokens
-    ],
-    align=True,
-)
 
 # The continuous-batching engine of one replica.
 ENGINE = np.dtype(
     [
-        ("next_event", "f8"),  # end of the running iteration or jump; inf: idle
-        ("start", "f8"),  # its start
+        ("start", "f8"),  # of the running iteration or jump
         ("alpha", "f8"),  # seconds of its first iteration
-        ("beta", "f8"),  # further seconds of each later iteration of a jump: contexts grow
-        ("steps", "i8"),  # iterations in it: 1, or a jump over decode-only iterations
+        ("beta", "f8"),  # further seconds of each later one: contexts grow
+        ("extra_s", "f8"),  # seconds that the next iteration takes longer, for swapping
+        ("slowdown", "f8"),  # a fault: iterations take so many times as long
+        ("next_cancel", "f8"),  # when the first client of those here leaves
+        ("steps", "i8"),  # iterations in it: 1, or a jump; 0: idle, or waiting for a batch
         ("streamed", "i8"),  # iterations of it that the bookkeeping has counted
         ("counter", "i8"),  # iterations so far
+        ("first_finish", "i8"),  # the counter at which the first decoding sequence ends, or less
         ("context", "i8"),  # computed tokens of the decoding sequences
         ("free_blocks", "i8"),  # KV blocks neither held by requests nor by idle cache entries
         ("total_blocks", "i8"),
+        ("host_free", "i8"),  # KV tokens that host memory has room for
         ("n_decode", "i4"),
         ("n_finishing", "i4"),  # sequences whose prefill ends with the running iteration
         ("partial", "i4"),  # sequence with a prefill chunk done and more to come, or −1
+        ("chunk", "i4"),  # tokens that each iteration of a jump computes of it
         ("first_waiting", "i4"),
         ("last_waiting", "i4"),
         ("n_waiting", "i4"),
-        ("mixed", "i4"),  # 1: the running iteration has prefill, its KV blocks are taken already
+        ("batch", "i4"),  # static batching: sequences of the batch that are still to be admitted
+        ("mixed", "i4"),  # 1: the running iteration has prefill, and its KV blocks are taken already
         ("_", "i4"),
     ],
     align=True,
@@ -63,18 +55,22 @@ ENGINE = np.dtype(
 SEQUENCE = np.dtype(
     [
         ("first_token", "f8"),  # time, or NaN
+        ("queued", "f8"),  # when it came to the replica
+        ("cancel", "f8"),  # when its client leaves, or inf
+        ("expected", "f8"),  # output tokens that its gateway expected
         ("base", "i8"),  # while decoding: computed tokens − the engine's counter
         ("request", "i4"),
         ("next", "i4"),  # in the waiting list or the free list
-        (
-            "target",
-            "i4",
-        ),  # tokens to compute before it decodes (prompt, and on recomputation its output so far)
+        ("target", "i4"),  # tokens to compute before it decodes: prompt, and on recomputation its output so far
         ("computed", "i4"),
-        ("generated", "i4"),
+        ("generated", "i4"),  # output tokens; while decoding, as of when it began to
         ("held", "i4"),  # prefix blocks of the cache that it references
-        ("cached", "i4"),  # prompt tokens found in the cache at first admission
+        ("node", "i4"),  # the last of them, in the tree of the replica, or −1
+        ("cached", "i4"),  # prompt tokens found in the cache at first admission, or −1
         ("believed", "i4"),  # prompt tokens that the router expected to be cached
+        ("swapped", "i4"),  # computed tokens in host memory
+        ("gateway", "i4"),
+        ("_", "i4"),
     ],
     align=True,
 )
@@ -84,6 +80,7 @@ OUTCOME = np.dtype(
         ("ttft_s", "f8"),
         ("tpot_s", "f8"),
         ("e2e_s", "f8"),
+        ("quality", "f4"),  # of the replica's precision when it ended; 0 where it did not end well
         ("replica", "i4"),
         ("cached_tokens", "i4"),
         ("state", "i1"),
@@ -92,25 +89,80 @@ OUTCOME = np.dtype(
     align=True,
 )
 
+FAULT = np.dtype([("time_s", "f8"), ("value", "f8"), ("replica", "i4"), ("kind", "i4")], align=True)
+
+_SIZES = ("n_replicas", "n_tenants", "n_gateways", "n_sequences", "n_slots", "block_tokens", "n_nodes", "n_buckets")
+_SECTIONS = ("replicas", "engines", "due", "usage", "tenants", "served", "present", "streams", "decoding", "finish")
+_SECTIONS += ("finishing", "phase", "matched", "scrapes", "views", "tenant_views", "fleets", "tenant_inflight")
+_SECTIONS += ("trees", "ended", "sequences")
+
+CLUSTER = np.dtype(
+    [
+        ("now", "f8"),
+        ("horizon", "f8"),  # usage is measured up to here
+        ("scrape_s", "f8"),
+        ("next_tick", "f8"),  # the next fault or scrape
+        ("next_request", "i8"),  # next row of the request table to arrive
+        ("last_request", "i8"),  # rows from here on do not arrive
+        ("more", "i8"),  # 1: further requests follow, so that nothing is played beyond the last of these
+        ("next_fault", "i8"),
+        ("retry", "i8"),  # first sequence whose request needs another decision, or −1
+        ("pending", "i8"),  # request awaiting a decision, or −1
+        ("retried", "i8"),  # 1: it was on a replica before
+        ("n_ended", "i8"),  # entries of the ended log since the last decision
+        ("free_slot", "i8"),  # head of the list of free sequences
+        ("used_slots", "i8"),  # sequences from here on were never used
+        ("inflight", "i8"),
+        ("decisions", "i8"),
+        ("cancels", "i8"),  # 1: some clients leave
+        ("shift", "i8"),  # block_tokens = 1 << shift
+        ("prefix_tokens", "i8"),  # of a prefix block, a multiple of block_tokens
+        ("per_prefix", "i8"),  # KV blocks of a prefix block
+        ("tree_bytes", "i8"),
+        ("bytes", "i8"),
+        *((name, "i8") for name in _SIZES),
+        *((f"at_{name}", "i8") for name in _SECTIONS),
+        # Addresses of data that stand beside the buffer, and their lengths.
+        ("p_requests", "i8"),
+        ("n_requests", "i8"),
+        ("p_blocks", "i8"),
+        ("n_blocks", "i8"),
+        ("p_outcomes", "i8"),
+        ("p_faults", "i8"),
+        ("n_faults", "i8"),
+        ("p_rows", "i8"),
+        ("p_mask", "i8"),
+        ("p_reasons", "i8"),
+        ("n_candidates", "i8"),
+    ],
+    align=True,
+)
+
 
 class State(NamedTuple):
-    """Views into the buffer, for R replicas, T tenants, M sequences and S batch slots."""
+    """Views for R replicas, T tenants, G gateways, M sequences, S batch slots, N requests."""
 
     cluster: np.ndarray  # CLUSTER (1,)
     replicas: np.ndarray  # REPLICA (R,)
     engines: np.ndarray  # ENGINE (R,)
+    due: np.ndarray  # float64 (R,): end of the running iteration or jump; inf: idle
     usage: np.ndarray  # USAGE (R,)
-    sequences: np.ndarray  # SEQUENCE (M,)
-    decoding: np.ndarray  # int32 (R, S): sequences that decode, in order of admission
+    tenants: np.ndarray  # TENANT (T,)
+    served: np.ndarray  # float64 (R, T): virtual token counters
+    present: np.ndarray  # int32 (R, T): sequences of a tenant, waiting or running
+    streams: np.ndarray  # int32 (R, G): decoding sequences by gateway
+    decoding: np.ndarray  # int32 (R, S): sequences that decode, in the order in which they began
     finish: np.ndarray  # int64 (R, S): the engine's counter at which each ends
     finishing: np.ndarray  # int32 (R, S)
     phase: np.ndarray  # int32 (R, block_tokens): decoding sequences that need a KV block at counter ≡ column
+    matched: np.ndarray  # float64 (R,): prompt tokens of the pending request that its gateway believes cached
+    scrapes: np.ndarray  # float64 (G, R): when each gateway reads each replica's metrics next
     ended: np.ndarray  # int32 (M + 1,): requests that ended since the last decision
-    matched: np.ndarray  # float64 (R,): scratch
-    nodes: np.ndarray  # NODE (R, N): the true prefix caches
-    buckets: np.ndarray  # int32 (R, H)
-    heads: np.ndarray  # HEAD (R,)
-    book: Bookkeeping  # the router's
+    sequences: np.ndarray  # SEQUENCE (M,)
+    requests: np.ndarray  # REQUEST (N,), read-only
+    blocks: np.ndarray  # int64 (K,), read-only: prefix blocks of the requests
+    outcomes: np.ndarray  # OUTCOME (N,)
+    faults: np.ndarray  # FAULT (F,), read-only
 
 
 class Shape(NamedTuple):
@@ -118,6 +170,7 @@ class Shape(NamedTuple):
 
     replicas: int
     tenants: int
+    gateways: int
     sequences: int
     slots: int
     block_tokens: int
@@ -125,133 +178,196 @@ class Shape(NamedTuple):
     buckets: int
 
 
-SECTIONS = 22
-_HEADER = 2 * SECTIONS + len(Shape._fields)
-
-
-def shape_of(replicas: np.ndarray, tenants: int, sequences: int, block_tokens: int, prefix_tokens: int) -> Shape:
+def shape_of(
+    replicas: np.ndarray, tenants: int, sequences: int, block_tokens: int, prefix_tokens: int, gateways: int = 1
+) -> Shape:
     """The sizes for a fleet (REPLICA array) with room for `sequences` requests in flight."""
-    nodes = max(1, int(replicas["kv_tokens"].max()) // prefix_tokens)
+    nodes = prefixes.nodes_for(int(replicas["kv_tokens"].max()) // prefix_tokens)
     return Shape(
         replicas=len(replicas),
         tenants=tenants,
+        gateways=gateways,
         sequences=max(1, sequences),
         slots=int(replicas["max_num_seqs"].max()),
         block_tokens=block_tokens,
         nodes=nodes,
-        buckets=1 << max(3, nodes.bit_length()),
+        buckets=prefixes.buckets_for(nodes),
     )
 
 
-def header(shape: Shape) -> np.ndarray:
-    """int64 start and end of each section, in bytes, then the sizes."""
-    r, t, m, s, b, n, h = shape
-    sizes = [
-        CLUSTER.itemsize,
-        REPLICA.itemsize * r,
-        ENGINE.itemsize * r,
-        USAGE.itemsize * r,
-        SEQUENCE.itemsize * m,
-        4 * r * s,
-        8 * r * s,
-        4 * r * s,
-        4 * r * b,
-        4 * (m + 1),
-        8 * r,
-        NODE.itemsize * r * n,
-        4 * r * h,
-        HEAD.itemsize * r,
-        VIEW.itemsize * r,
-        TENANT.itemsize * t,
-        TENANT_VIEW.itemsize * t,
-        FLEET_VIEW.itemsize,
-        8 * r * t,
-        NODE.itemsize * r * n,
-        4 * r * h,
-        HEAD.itemsize * r,
-    ]
-    assert len(sizes) == SECTIONS
-    place, bounds = _align(8 * _HEADER), []
-    for size in sizes:
-        bounds += [place, place + size]
-        place = _align(place + size)
-    return np.array([*bounds, *shape], np.int64)
+def _sections(shape: Shape) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Element and shape of each section, in the order in which they stand in the buffer."""
+    r, t, g, m, s, b, n, _ = shape
+    real, number = np.dtype(np.float64), np.dtype(np.int32)
+    return {
+        "replicas": (REPLICA, (r,)),
+        "engines": (ENGINE, (r,)),
+        "due": (real, (r,)),
+        "usage": (USAGE, (r,)),
+        "tenants": (TENANT, (t,)),
+        "served": (real, (r, t)),
+        "present": (number, (r, t)),
+        "streams": (number, (r, g)),
+        "decoding": (number, (r, s)),
+        "finish": (np.dtype(np.int64), (r, s)),
+        "finishing": (number, (r, s)),
+        "phase": (number, (r, b)),
+        "matched": (real, (r,)),
+        "scrapes": (real, (g, r)),
+        "views": (VIEW, (g, r)),
+        "tenant_views": (TENANT_VIEW, (g, t)),
+        "fleets": (FLEET_VIEW, (g, 1)),
+        "tenant_inflight": (real, (g, r, t)),
+        "trees": (np.dtype(np.uint8), (1 + g, r, prefixes.size_bytes(n))),
+        "ended": (number, (m + 1,)),
+        "sequences": (SEQUENCE, (m,)),
+    }
+
+
+def layout(shape: Shape) -> np.ndarray:
+    """A CLUSTER record (1,) with the sizes, the places of the sections, and the buffer's size in bytes."""
+    record = np.zeros(1, CLUSTER)
+    for name, size in zip(_SIZES, shape, strict=True):
+        record[name] = size
+    place = _align(CLUSTER.itemsize)
+    for name, (element, counts) in _sections(shape).items():
+        record[f"at_{name}"] = place
+        place = _align(place + element.itemsize * math.prod(counts))
+    record["bytes"], record["tree_bytes"] = place, prefixes.size_bytes(shape.nodes)
+    record["shift"] = shape.block_tokens.bit_length() - 1
+    return record
+
+
+def view(buffer: np.ndarray, section: str) -> np.ndarray:
+    """A section of a buffer, uint8 (bytes,), by its name in `State` or `Bookkeeping`; or `cluster`."""
+    cluster: np.ndarray = buffer[: CLUSTER.itemsize].view(CLUSTER)
+    if section == "cluster":
+        return cluster
+    element, counts = _sections(Shape(*(int(cluster[name][0]) for name in _SIZES)))[section]
+    start = int(cluster[f"at_{section}"][0])
+    return buffer[start : start + element.itemsize * math.prod(counts)].view(element).reshape(counts)
 
 
 def _align(offset: int) -> int:
     return -(-offset // 64) * 64
 
 
-def buffer_size(shape: Shape) -> int:
-    """Bytes of one cluster."""
-    return _align(int(header(shape)[2 * SECTIONS - 1]))
-
-
-@njit(inline="always")
-def _section(buffer, bounds, i):
-    return buffer[bounds[2 * i] : bounds[2 * i + 1]]
+_VIEW, _TENANT_VIEW, _FLEET_VIEW, _SEQUENCE = (d.itemsize for d in (VIEW, TENANT_VIEW, FLEET_VIEW, SEQUENCE))
 
 
 @njit(forceinline=True)
-def open_state(buffer):
-    """The views of a buffer, uint8 (bytes,), whose header is written."""
-    o = buffer[: 8 * _HEADER].view(np.int64)
-    k = 2 * SECTIONS
-    r, t, s, b, n, h = o[k], o[k + 1], o[k + 3], o[k + 4], o[k + 5], o[k + 6]
-    book = Bookkeeping(
-        _section(buffer, o, 14).view(VIEW),
-        _section(buffer, o, 15).view(TENANT),
-        _section(buffer, o, 16).view(TENANT_VIEW),
-        _section(buffer, o, 17).view(FLEET_VIEW),
-        _section(buffer, o, 18).view(np.float64).reshape((r, t)),
-        _section(buffer, o, 19).view(NODE).reshape((r, n)),
-        _section(buffer, o, 20).view(np.int32).reshape((r, h)),
-        _section(buffer, o, 21).view(HEAD),
-    )
+def open_state(a):
+    """The views of the cluster at address `a`."""
+    cluster = carray(pointer(a), (1,), CLUSTER)
+    c = cluster[0]
+    r, t, s = c.n_replicas, c.n_tenants, c.n_slots
     return State(
-        _section(buffer, o, 0).view(CLUSTER),
-        _section(buffer, o, 1).view(REPLICA),
-        _section(buffer, o, 2).view(ENGINE),
-        _section(buffer, o, 3).view(USAGE),
-        _section(buffer, o, 4).view(SEQUENCE),
-        _section(buffer, o, 5).view(np.int32).reshape((r, s)),
-        _section(buffer, o, 6).view(np.int64).reshape((r, s)),
-        _section(buffer, o, 7).view(np.int32).reshape((r, s)),
-        _section(buffer, o, 8).view(np.int32).reshape((r, b)),
-        _section(buffer, o, 9).view(np.int32),
-        _section(buffer, o, 10).view(np.float64),
-        _section(buffer, o, 11).view(NODE).reshape((r, n)),
-        _section(buffer, o, 12).view(np.int32).reshape((r, h)),
-        _section(buffer, o, 13).view(HEAD),
-        book,
+        cluster,
+        carray(pointer(a + c.at_replicas), (r,), REPLICA),
+        carray(pointer(a + c.at_engines), (r,), ENGINE),
+        carray(pointer(a + c.at_due), (r,), np.float64),
+        carray(pointer(a + c.at_usage), (r,), USAGE),
+        carray(pointer(a + c.at_tenants), (t,), TENANT),
+        carray(pointer(a + c.at_served), (r, t), np.float64),
+        carray(pointer(a + c.at_present), (r, t), np.int32),
+        carray(pointer(a + c.at_streams), (r, c.n_gateways), np.int32),
+        carray(pointer(a + c.at_decoding), (r, s), np.int32),
+        carray(pointer(a + c.at_finish), (r, s), np.int64),
+        carray(pointer(a + c.at_finishing), (r, s), np.int32),
+        carray(pointer(a + c.at_phase), (r, c.block_tokens), np.int32),
+        carray(pointer(a + c.at_matched), (r,), np.float64),
+        carray(pointer(a + c.at_scrapes), (c.n_gateways, r), np.float64),
+        carray(pointer(a + c.at_ended), (c.n_sequences + 1,), np.int32),
+        carray(pointer(a + c.at_sequences), (c.n_sequences,), SEQUENCE),
+        carray(pointer(c.p_requests), (c.n_requests,), REQUEST),
+        carray(pointer(c.p_blocks), (c.n_blocks,), np.int64),
+        carray(pointer(c.p_outcomes), (c.n_requests,), OUTCOME),
+        carray(pointer(c.p_faults), (c.n_faults,), FAULT),
     )
 
 
 @njit(forceinline=True)
-def reset_state(buffer, head, replicas, tenants, prefix_tokens, horizon):
-    """Write the header and an empty cluster of `replicas` (REPLICA) and `tenants` (TENANT) into `buffer`."""
-    buffer[: 8 * _HEADER].view(np.int64)[:] = head
-    s = open_state(buffer)
+def open_book(a, g):
+    """What gateway `g` knows."""
+    c = carray(pointer(a), (1,), CLUSTER)[0]
+    r, t = c.n_replicas, c.n_tenants
+    return Bookkeeping(
+        carray(pointer(a + c.at_views + g * r * _VIEW), (r,), VIEW),
+        carray(pointer(a + c.at_tenants), (t,), TENANT),
+        carray(pointer(a + c.at_tenant_views + g * t * _TENANT_VIEW), (t,), TENANT_VIEW),
+        carray(pointer(a + c.at_fleets + g * _FLEET_VIEW), (1,), FLEET_VIEW),
+        carray(pointer(a + c.at_tenant_inflight + g * r * t * 8), (r, t), np.float64),
+        carray(pointer(a + c.at_trees + (1 + g) * r * c.tree_bytes), (r, c.tree_bytes), np.uint8),
+    )
+
+
+@njit(forceinline=True)
+def tree_of(s, a, r):
+    """The true prefix cache of replica `r`."""
+    return a + s.cluster[0].at_trees + r * s.cluster[0].tree_bytes
+
+
+@njit
+def reset_state(a, prefix_tokens, horizon, scrape_s):
+    """Make an empty cluster at `a`, where layout, replicas, tenants and the episode's addresses are written."""
+    s = open_state(a)
     c = s.cluster[0]
-    c.now, c.horizon = 0.0, horizon
-    c.next_request, c.pending, c.n_ended, c.free_slot, c.inflight, c.decisions = 0, -1, 0, 0, 0, 0
-    c.block_tokens, c.prefix_tokens = s.phase.shape[1], prefix_tokens
-    for m in range(len(s.sequences)):
-        s.sequences[m].next = m + 1
-    s.sequences[len(s.sequences) - 1].next = -1
-    s.replicas[:] = replicas
-    s.book.tenants[:] = tenants
+    c.now, c.horizon, c.scrape_s = 0.0, horizon, scrape_s
+    c.next_request, c.pending, c.n_ended, c.free_slot, c.inflight, c.decisions = 0, -1, 0, -1, 0, 0
+    c.last_request, c.more, c.next_fault, c.retry, c.retried, c.used_slots = len(s.requests), 0, 0, -1, 0, 0
+    c.prefix_tokens, c.per_prefix = prefix_tokens, prefix_tokens >> c.shift
+    c.cancels = 0
+    for i in range(len(s.requests)):
+        if s.requests[i].cancel_s > 0.0:
+            c.cancels = 1
+            break
     s.phase[:] = 0
-    for r in range(len(replicas)):
-        e = s.engines[r]
-        e.next_event, e.start, e.alpha, e.beta = np.inf, 0.0, 0.0, 0.0
-        e.steps, e.streamed, e.counter, e.context = 0, 0, 0, 0
-        e.total_blocks = replicas[r].kv_tokens // c.block_tokens
-        e.free_blocks = e.total_blocks
-        e.n_decode, e.n_finishing, e.partial, e.mixed = 0, 0, -1, 0
-        e.first_waiting, e.last_waiting, e.n_waiting = -1, -1, 0
+    s.served[:] = 0.0
+    s.present[:] = 0
+    s.streams[:] = 0
+    for r in range(c.n_replicas):
+        clear_engine(a, r)
+        s.engines[r].counter, s.engines[r].slowdown = 0, 1.0
         u = s.usage[r]
         u.busy_s, u.sequence_s, u.kv_s = 0.0, 0.0, 0.0
         u.output_tokens, u.iterations, u.preemptions = 0, 0, 0
-        blockset.clear(s.nodes, s.buckets, s.heads, r, max(1, replicas[r].kv_tokens // prefix_tokens))
-    bookkeeping.clear(s.book, s.replicas, prefix_tokens)
+    for g in range(c.n_gateways):
+        bookkeeping.clear(open_book(a, g), c.n_nodes, c.n_buckets)
+    c.next_tick = s.faults[0].time_s if len(s.faults) > 0 else np.inf
+    s.scrapes[:] = np.inf
+    if scrape_s > 0.0:
+        c.next_tick = 0.0
+        for g in range(c.n_gateways):
+            for r in range(c.n_replicas):
+                s.scrapes[g, r] = scrape_s * (g * c.n_replicas + r) / (c.n_gateways * c.n_replicas)
+
+
+@njit
+def clear_engine(a, r):
+    """Empty replica `r`: nothing runs, nothing waits, nothing is cached."""
+    s = open_state(a)
+    c, e = s.cluster[0], s.engines[r]
+    s.due[r] = np.inf
+    e.start, e.alpha, e.beta, e.extra_s, e.next_cancel = 0.0, 0.0, 0.0, 0.0, np.inf
+    e.steps, e.streamed, e.first_finish, e.context = 0, 0, 0, 0
+    e.total_blocks = s.replicas[r].kv_tokens >> c.shift
+    e.free_blocks, e.host_free = e.total_blocks, s.replicas[r].host_tokens
+    e.n_decode, e.n_finishing, e.partial, e.chunk, e.mixed, e.batch = 0, 0, -1, 0, 0, 0
+    e.first_waiting, e.last_waiting, e.n_waiting = -1, -1, 0
+    s.phase[r, :] = 0
+    s.present[r, :] = 0
+    s.streams[r, :] = 0
+    prefixes.clear(tree_of(s, a, r), c.n_nodes, c.n_buckets)
+
+
+@njit
+def copy_state(target, source):
+    """Copy what a cluster is into another buffer of the same layout; what was never used is left out."""
+    s = open_state(source)
+    c = s.cluster[0]
+    copy_bytes(target, source, c.at_trees)
+    for i in range(c.n_replicas * (1 + c.n_gateways)):
+        at = c.at_trees + i * c.tree_bytes
+        copy_bytes(target + at, source + at, prefixes.used_bytes(source + at))
+    copy_bytes(target + c.at_ended, source + c.at_ended, 4 * c.n_ended)
+    copy_bytes(target + c.at_sequences, source + c.at_sequences, _SEQUENCE * c.used_slots)
