@@ -40,6 +40,15 @@ def njit(*args: Any, **options: Any) -> Any:
     return lambda function: _compile(decorate, function)
 
 
+def inner(function: Any = None, *, inline: bool = False) -> Any:
+    """`njit` for what only compiled code calls: no entry from Python, which takes longer to compile than the rest.
+
+    inline: always compiled into its callers.
+    """
+    options = {"cache": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": inline}
+    return njit(**options) if function is None else njit(**options)(function)
+
+
 def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
     # The setting is numba's only way to choose the folder, and is read while decorating.
     config: Any = numba.config
@@ -51,8 +60,11 @@ def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
         config.CACHE_DIR = before
 
 
+carray: Any = numba.carray  # type: ignore[attr-defined]
+
+
 @numba.extending.intrinsic
-def pointer(_context, address):  # type: ignore[no-untyped-def]
+def _pointer(_context, address):  # type: ignore[no-untyped-def]
     """The address, int64, as a pointer: what `numba.carray` makes an array of."""
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
@@ -61,14 +73,20 @@ def pointer(_context, address):  # type: ignore[no-untyped-def]
     return numba.types.voidptr(numba.types.int64), generate
 
 
+pointer: Any = _pointer
+
+
 @numba.extending.intrinsic
-def copy_bytes(_context, target, source, count):  # type: ignore[no-untyped-def]
+def _copy_bytes(_context, target, source, count):  # type: ignore[no-untyped-def]
     """memcpy: `count` bytes from one address to another."""
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         kind = context.get_value_type(numba.types.voidptr)
         to, origin = (builder.inttoptr(address, kind) for address in arguments[:2])
-        numba.core.cgutils.raw_memcpy(builder, to, origin, arguments[2], 1)
+        numba.core.cgutils.raw_memcpy(builder, to, origin, arguments[2], 1)  # type: ignore[no-untyped-call]
         return context.get_dummy_value()
 
     return numba.types.void(numba.types.int64, numba.types.int64, numba.types.int64), generate
+
+
+copy_bytes: Any = _copy_bytes

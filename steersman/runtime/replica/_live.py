@@ -35,9 +35,9 @@ T = TypeVar("T")
 class LiveRuntime:
     """The live replicas of a fleet, as a runtime for episodes.
 
-    `reset` starts the replicas if they do not run yet; `advance()` waits until the next request arrives and
-    fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,); `apply(action)` sends it. `close()` stops the
-    replicas. The HTTP side runs in a thread of its own; calls come from one other thread.
+    `reset` starts the replicas if they do not run yet; `advance()` waits until the first request arrives and
+    fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,); `step(action)` sends it and waits for the next one.
+    `close()` stops the replicas. The HTTP side runs in a thread of its own; calls come from one other thread.
 
     candidates: C, at least replicas + 1 (the default); more leaves room for padding.
 
@@ -88,13 +88,9 @@ class LiveRuntime:
             self.reasons[:] = episode.scheduler.reasons
         return due
 
-    def apply(self, action: int) -> None:
-        """Carry out the decision that is due. A masked action sheds."""
-        self._run(self._current.apply(action))
-
     def step(self, action: int) -> bool:
-        """`apply`, then `advance`."""
-        self.apply(action)
+        """Carry out the decision that is due, then `advance`. A masked action sheds."""
+        self._run(self._current.apply(action))
         return self.advance()
 
     @property
