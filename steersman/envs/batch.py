@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import numpy as np
-from numba import types
 
 from steersman.envs.reward import REWARD, Reward
-from steersman.runtime.compiled import carray, inner, njit, pointer
+from steersman.runtime.compiled import address_of, caller, carray, njit, pointer
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.observation import WIDTH
 from steersman.runtime.outcomes import Episode
@@ -21,41 +17,33 @@ from steersman.runtime.simulator.state import open_state
 _SHED = int(RequestState.SHED)
 
 
-@inner
-def earned(a, worth):  # type: ignore[no-untyped-def]
-    """What the requests that ended since the last decision are worth."""
+_call_worth = caller(REWARD)
+
+
+@njit
+def step(a, action, worth):  # type: ignore[no-untyped-def]
+    """Step cluster `a`; `worth` is the address of a reward. Returns (whether a decision is due, reward, seconds).
+
+    The observation is zero where no decision is due.
+    """
+    due = kernel.step(a, action, 1)
     s, total = open_state(a), 0.0
-    for k in range(s.cluster[0].n_ended):
+    c = s.cluster[0]
+    for k in range(c.n_ended):
         o = s.outcomes[s.ended[k]]
         p = s.tenants[s.requests[s.ended[k]].tenant]
         attained, shed = 1.0 if o.attained else 0.0, 1.0 if o.state == _SHED else 0.0
-        total += worth(attained, shed, o.ttft_s, o.tpot_s, p.ttft_slo_s, p.tpot_slo_s, p.weight)
-    return total
+        total += _call_worth(worth, (attained, shed, o.ttft_s, o.tpot_s, p.ttft_slo_s, p.tpot_slo_s, p.weight))
+    if not due:
+        rows = carray(pointer(c.p_rows), (c.n_candidates * WIDTH,), np.float32)
+        rows[:] = 0.0
+    return due != 0, total, c.now
 
 
-def _step(addresses, step, worth, actions, rewards, due):  # type: ignore[no-untyped-def]
+@njit
+def _step_all(addresses, actions, worth, rewards, due):  # type: ignore[no-untyped-def]
     for b in range(len(addresses)):
-        a = addresses[b]
-        due[b] = step(a, actions[b], 1)
-        rewards[b] = earned(a, worth)
-        if not due[b]:
-            c = open_state(a).cluster[0]
-            rows = carray(pointer(c.p_rows), (c.n_candidates * WIDTH,), np.float32)
-            rows[:] = 0.0
-
-
-@functools.cache
-def compiled_step() -> Callable[..., None]:
-    """The compiled step of all clusters; it is compiled at the first call, once for every reward."""
-    signature = types.void(
-        types.int64[::1],
-        types.FunctionType(kernel.STEP),
-        types.FunctionType(REWARD),
-        types.int64[::1],
-        types.float64[::1],
-        types.boolean[::1],
-    )
-    return njit(signature)(_step)
+        due[b], rewards[b], _ = step(addresses[b], actions[b], worth)
 
 
 class Batch:
@@ -75,7 +63,7 @@ class Batch:
             for arrays in zip(self.rows, self.masks, reasons, strict=True)
         ]
         self._addresses = np.zeros(size, np.int64)
-        self._worth, self._step, self._one = reward.worth, compiled_step(), kernel.step()
+        self._worth = address_of(reward.worth, REWARD)
 
     def reset(self, index: int, requests: Requests) -> None:
         """Start an episode, of at least one request, on cluster `index`, and observe its first decision."""
@@ -86,7 +74,7 @@ class Batch:
 
     def step(self, actions: np.ndarray) -> None:
         """Apply an action (B,) int64 to each cluster, and advance each to its next decision."""
-        self._step(self._addresses, self._one, self._worth, actions, self.rewards, self.due)
+        _step_all(self._addresses, actions, self._worth, self.rewards, self.due)
 
     def episode(self, index: int) -> Episode:
         """What happened on a cluster so far."""

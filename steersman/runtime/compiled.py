@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.ir
 import numba
 
 
@@ -58,6 +59,32 @@ def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
         return decorate(function)
     finally:
         config.CACHE_DIR = before
+
+
+def address_of(function: Any, signature: Any) -> int:
+    """Where the machine code of a function stands that was compiled with `signature`; valid in this process."""
+    compiled = function.get_compile_result(signature)
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
+
+
+def caller(signature: Any) -> Any:
+    """A function that compiled code calls with (address, arguments …) to call what `address_of` gave.
+
+    Only for signatures of plain numbers. It makes the two separate units: neither is compiled into the other.
+    """
+
+    @numba.extending.intrinsic
+    def call(_context, address, arguments):  # type: ignore[no-untyped-def]
+        def generate(context, builder, _signature, values):  # type: ignore[no-untyped-def]
+            kinds = [context.get_value_type(kind) for kind in signature.args]
+            function = llvmlite.ir.FunctionType(context.get_value_type(signature.return_type), kinds)
+            pointer = builder.inttoptr(values[0], function.as_pointer())
+            return builder.call(pointer, numba.core.cgutils.unpack_tuple(builder, values[1]))  # type: ignore[no-untyped-call]
+
+        arguments = numba.types.Tuple(signature.args)  # type: ignore[no-untyped-call]
+        return signature.return_type(numba.types.int64, arguments), generate
+
+    return call
 
 
 carray: Any = numba.carray  # type: ignore[attr-defined]

@@ -227,8 +227,10 @@ class Scheduler:
             ticket.streamed += tokens
             ticket.last_token_s = self.now
 
-    def ended(self, ticket: Ticket, ok: bool, tokens: int | None = None) -> Served | None:
+    def ended(self, ticket: Ticket, ok: bool, tokens: int | None = None, left: bool = False) -> Served | None:
         """The request is over, well or not. `tokens`: its true output length, if the replica told it.
+
+        left: its client gave it up, so it is not ok, but meets its promise if that was not broken by then.
 
         Returns how it fared, or None if it was over already. A request that was not streamed meets its
         promise if it ends within TTFT + (tokens − 1) · TPOT.
@@ -241,7 +243,7 @@ class Scheduler:
         if tokens is not None and ticket.stage is Stage.DECODING and tokens != ticket.streamed:
             bookkeeping.stream(self.book, ticket.replica, tokens - ticket.streamed)
             ticket.streamed = tokens
-        served = self._fared(ticket, now, ok)
+        served = self._fared(ticket, now, ok or left)
         bookkeeping.end(
             self.book,
             now,

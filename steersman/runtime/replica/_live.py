@@ -251,17 +251,23 @@ class _Episode:
         """Send one request and follow its stream to the end."""
         replica = ticket.replica
         counter, ok = EventCounter(), False
+        leaves_s = float(self.requests.table["cancel_s"][index])
+        patience = asyncio.timeout(ticket.arrived_s + leaves_s - self.scheduler.now if leaves_s else None)
         try:
-            ok = await self._stream(index, ticket, counter)
+            async with patience:
+                ok = await self._stream(index, ticket, counter)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            self.pool.failed(replica, self.scheduler)
+            if not patience.expired():
+                self.pool.failed(replica, self.scheduler)
         finally:
             self._count_usage()
-            served = self.scheduler.ended(ticket, ok, counter.usage.completion_tokens if counter.usage else None)
+            tokens, left = counter.usage.completion_tokens if counter.usage else None, patience.expired()
+            served = self.scheduler.ended(ticket, ok, tokens, left)
             o = self.outcomes
-            o.state[index] = State.DONE if ok else State.FAILED
-            if served is not None and ok:
-                o.ttft_s[index], o.tpot_s[index], o.e2e_s[index] = served.ttft_s, served.tpot_s, served.e2e_s
+            o.state[index] = State.DONE if ok else State.CANCELLED if left else State.FAILED
+            if served is not None and (ok or left):
+                o.ttft_s[index], o.tpot_s[index] = served.ttft_s, served.tpot_s
+                o.e2e_s[index] = served.e2e_s if ok else np.nan
                 o.attained[index] = served.attained
                 self._usage[replica]["output_tokens"] += served.tokens
             if counter.usage is not None and counter.usage.cached_tokens is not None:

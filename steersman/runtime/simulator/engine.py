@@ -190,6 +190,19 @@ def free_slot(s, i):
     c.inflight -= 1
 
 
+@inner(inline=True)
+def _judge(s, q, now, tokens):
+    """Whether its promise was kept until now, when a sequence has `tokens` tokens; TTFT and TPOT where it has some."""
+    request, o = s.requests[q.request], s.outcomes[q.request]
+    promise = s.tenants[request.tenant]
+    if tokens == 0:
+        o.attained = q.cancel - request.arrival_s <= promise.ttft_slo_s
+        return
+    o.ttft_s = q.first_token - request.arrival_s
+    o.tpot_s = (now - q.first_token) / (tokens - 1) if tokens > 1 else 0.0
+    o.attained = o.ttft_s <= promise.ttft_slo_s and o.tpot_s <= promise.tpot_slo_s
+
+
 @inner
 def fail(a, r, i, generated, state):
     """A sequence that has left the engine's lists ends badly, with `generated` tokens."""
@@ -199,6 +212,8 @@ def fail(a, r, i, generated, state):
     s.present[r, request.tenant] -= 1
     o = s.outcomes[q.request]
     o.state, o.replica, o.cached_tokens = state, r, max(0, q.cached)
+    if state == _CANCELLED:
+        _judge(s, q, c.now, generated)
     bookkeeping.end(
         open_book(a, q.gateway),
         c.now,
@@ -209,7 +224,7 @@ def fail(a, r, i, generated, state):
         generated,
         generated > 0,
         False,
-        False,
+        o.attained,
     )
     s.ended[c.n_ended] = q.request
     c.n_ended += 1
@@ -231,11 +246,8 @@ def _end(a, r, i, tokens):
 
     o = s.outcomes[q.request]
     o.state, o.replica, o.cached_tokens, o.quality = _DONE, r, max(0, q.cached), s.replicas[r].quality
-    o.ttft_s = q.first_token - request.arrival_s
     o.e2e_s = now - request.arrival_s
-    o.tpot_s = (now - q.first_token) / (output - 1) if output > 1 else 0.0
-    promise = s.tenants[request.tenant]
-    o.attained = o.ttft_s <= promise.ttft_slo_s and o.tpot_s <= promise.tpot_slo_s
+    _judge(s, q, now, output)
     bookkeeping.end(
         open_book(a, q.gateway),
         now,

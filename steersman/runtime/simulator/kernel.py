@@ -12,14 +12,14 @@ import numpy as np
 from numba import types
 
 from steersman.runtime import bookkeeping
-from steersman.runtime.compiled import carray, copy_bytes, inner, njit, pointer
+from steersman.runtime.compiled import address_of, caller, carray, copy_bytes, inner, njit, pointer
 from steersman.runtime.guard import guard
 from steersman.runtime.observation import WIDTH, encode
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.policy import SCORE, pick
 from steersman.runtime.simulator.engine import complete, enqueue, free_slot, plan, scrape, stream_to
 from steersman.runtime.simulator.faults import strike
-from steersman.runtime.simulator.state import open_book, open_state
+from steersman.runtime.simulator.state import CLUSTER, open_book, open_state
 
 _SHED = int(RequestState.SHED)
 
@@ -174,6 +174,7 @@ def _apply(a, action):
 
 STEP = types.int64(types.int64, types.int64, types.int64)
 STAY = -(1 << 62)  # no action
+_call_step = caller(STEP)
 
 
 def _step(a, action, look):
@@ -188,19 +189,27 @@ def _step(a, action, look):
 
 
 @functools.cache
-def step() -> Callable[[int, int, int], int]:
-    """The compiled step of one cluster; compiled (STEP) at the first call, not on import.
+def step_address() -> int:
+    """Where the compiled step of a cluster stands, for `p_step`; it is compiled at the first call, not on import.
 
-    step()(a, action, look) applies `action` to the request that awaits a decision, if one does, advances to the next
-    and, if `look`, observes it. Returns whether there is one; 0: every request has ended. A masked action sheds:
-    nothing overrides the guard. STAY applies nothing: it finds the first decision, or observes the present one again.
-
-    All else that is compiled calls it through a pointer, so that this large function is compiled once.
+    All other compiled code calls it there: this large function is compiled once, into nothing else.
     """
-    return njit(STEP)(_step)
+    return address_of(njit(STEP)(_step), STEP)
 
 
-def _replay(a, step, actions):
+@njit
+def step(a, action, look):
+    """Apply `action` to the request that awaits a decision, if one does, advance to the next, and observe it if `look`.
+
+    Returns 1 if there is one, 0 if every request has ended. A masked action sheds: nothing overrides the guard. STAY
+    applies nothing: it finds the first decision, or observes the present one again.
+    """
+    return _call_step(carray(pointer(a), (1,), CLUSTER)[0].p_step, (a, np.int64(action), np.int64(look)))
+
+
+@njit
+def replay(a, actions):
+    """Play an episode with given actions, int32 (D,), without observing. Returns the number of decisions."""
     decisions = 0
     more = step(a, STAY, 0)
     while more and decisions < len(actions):
@@ -209,16 +218,7 @@ def _replay(a, step, actions):
     return decisions
 
 
-@functools.cache
-def replay() -> Callable[..., int]:
-    """The compiled function that plays an episode with given actions and does not observe.
-
-    replay()(a, step(), actions), with int32 actions (D,), returns the number of decisions.
-    """
-    return njit(types.int64(types.int64, types.FunctionType(STEP), types.int32[::1]))(_replay)
-
-
-def _run(a, step, function, params, memory, trace, actions):
+def _run(a, function, params, memory, trace, actions):
     s = open_state(a)
     c = s.cluster[0]
     rows = carray(pointer(c.p_rows), (c.n_candidates, WIDTH), np.float32)
@@ -242,13 +242,12 @@ def _run(a, step, function, params, memory, trace, actions):
 def run() -> Callable[..., int]:
     """The compiled function that plays an episode to its end under any compiled policy.
 
-    run()(a, step(), function, params, memory, trace, actions) returns the number of decisions. `memory` float64 (G, M):
+    run()(a, function, params, memory, trace, actions) returns the number of decisions. `memory` float64 (G, M):
     one a gateway. The first observations, as many as `trace` float32 (D, C, WIDTH) has room for, and the first actions,
     int32 (E,), are kept. The policy is called through a pointer, so that one compilation serves them all.
     """
     signature = types.int64(
         types.int64,
-        types.FunctionType(STEP),
         types.FunctionType(SCORE),
         types.float64[::1],
         types.float64[:, ::1],

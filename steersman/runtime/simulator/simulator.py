@@ -79,7 +79,6 @@ class SimulatedRuntime:
             np.zeros(self.candidates, np.bool_),
             np.zeros(self.candidates, np.int8),
         )
-        self._step = kernel.step()
         self._buffer = np.zeros(0, np.uint8)
         self._requests: Requests | None = None
         self._outcomes = np.zeros(0, OUTCOME)
@@ -133,6 +132,7 @@ class SimulatedRuntime:
         for name, array in arrays.items():
             assert array.flags.c_contiguous, name
             cluster[f"p_{name}"] = array.ctypes.data
+        cluster["p_step"] = kernel.step_address()
         cluster["n_requests"], cluster["n_blocks"] = len(requests.table), len(requests.blocks)
         cluster["n_faults"], cluster["n_candidates"] = len(self._faults), self.candidates
 
@@ -143,14 +143,14 @@ class SimulatedRuntime:
     def advance(self) -> bool:
         """Run to the first decision, or observe the present one again. Returns whether there is one."""
         self._episode  # noqa: B018 (raises before the first reset)
-        return bool(self._step(self.address, kernel.STAY, 1))
+        return bool(kernel.step(self.address, kernel.STAY, 1))
 
     def step(self, action: int) -> bool:
         """Carry out the decision that is due, and run to the next. Returns whether there is one.
 
         A masked action sheds.
         """
-        return bool(self._step(self.address, action, 1))
+        return bool(kernel.step(self.address, action, 1))
 
     def run(self, policy: CompiledPolicy, seed: int = 0) -> int:
         """Play the rest of the episode under `policy`. Returns the number of decisions."""
@@ -173,13 +173,13 @@ class SimulatedRuntime:
 
         Stops at the first decision beyond them.
         """
-        return int(kernel.replay()(self.address, self._step, np.ascontiguousarray(actions, np.int32)))
+        return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
 
     def _play(self, policy: CompiledPolicy, seed: int, keep: int, actions: int) -> tuple[int, np.ndarray, np.ndarray]:
         self._episode  # noqa: B018 (raises before the first reset)
         trace, taken = np.empty((keep, self.candidates, WIDTH), np.float32), np.empty(actions, np.int32)
         memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
-        decisions = kernel.run()(self.address, self._step, policy.function, policy.values, memory, trace, taken)
+        decisions = kernel.run()(self.address, policy.function, policy.values, memory, trace, taken)
         return decisions, trace, taken
 
     # What may be set while it runs, from the next iteration on

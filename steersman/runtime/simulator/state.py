@@ -134,6 +134,7 @@ CLUSTER = np.dtype(
         ("bytes", "i8"),
         *((name, "i8") for name in _SIZES),
         *((f"at_{name}", "i8") for name in _SECTIONS),
+        ("p_step", "i8"),  # address of the compiled step
         # Addresses of data that stand beside the buffer, and their lengths.
         ("p_requests", "i8"),
         ("n_requests", "i8"),
