@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from steersman.runtime.cost import load_profile
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, set_profile
 from steersman.runtime.observation import WIDTH
-from steersman.runtime.outcomes import Episode, Outcomes
+from steersman.runtime.outcomes import Episode, Outcomes, State
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import kernel
@@ -16,8 +18,11 @@ from steersman.runtime.simulator.state import (
     FAULT,
     OUTCOME,
     copy_state,
+    count_blocks,
     layout,
+    move_blocks,
     reset_state,
+    shape_in,
     shape_of,
     view,
 )
@@ -90,8 +95,11 @@ class SimulatedRuntime:
         """The action that sheds."""
         return self.candidates - 1
 
-    def reset(self, requests: Requests, faults: np.ndarray | None = None) -> None:
-        """Start an episode on an empty cluster with cold caches. faults: a table made by `faults.faults`.
+    def reset(self, requests: Requests, faults: np.ndarray | None = None, more: bool = False) -> None:
+        """Start an episode on an empty cluster with cold caches.
+
+        faults: a table made by `faults.faults`.
+        more: further requests will `follow`, so that it stops when the last of these has been decided.
 
         Raises:
             UserError: the prefix blocks of the workload do not fit the KV blocks of the fleet, or a fault names a
@@ -106,16 +114,74 @@ class SimulatedRuntime:
         for replica in self._faults["replica"]:
             if not 0 <= replica < len(self.replicas):
                 raise UserError(f"a fault names replica {replica}; the fleet has 0 to {len(self.replicas) - 1}")
-        self._open(requests, len(requests))
+        self._open(requests)
         self.view("replicas")[:] = self.replicas
         self.view("tenants")[:] = requests.tenant_table
-        reset_state(self.address, requests.block_tokens, requests.window_s, self.scrape_s)
+        reset_state(self.address, requests.block_tokens, np.inf if more else requests.window_s, self.scrape_s)
+        self.view("cluster")["more"] = more
 
-    def _open(self, requests: Requests, sequences: int) -> None:
+    def over(self) -> tuple[np.ndarray, Outcomes]:
+        """The requests that have ended, REQUEST (n,), and their outcomes."""
+        ended = self._outcomes["state"] != State.PENDING
+        return self._episode.table[ended], outcome_columns(self._outcomes[ended])
+
+    def follow(self, requests: Requests) -> tuple[np.ndarray, Outcomes]:
+        """Let further requests follow, after all arrivals so far have been decided. What has ended leaves.
+
+        Returns what `over` does. The numbers of requests, as in `ended`, start anew.
+        """
+        ended, before, outcomes = self.over(), self._episode, self._outcomes
+        stay = np.flatnonzero(outcomes["state"] == State.PENDING)
+        old = before.table[stay]
+        own = int(old["block_count"].sum())
+        blocks = np.empty(own + count_blocks(self.address) + len(requests.blocks), np.int64)
+        table = np.concatenate([old, requests.table])
+        place = 0
+        for row, was in zip(table, old, strict=False):
+            count, start = was["block_count"], was["block_start"]
+            blocks[place : place + count] = before.blocks[start : start + count]
+            row["block_start"] = place
+            place += count
+        place = int(move_blocks(self.address, blocks, own))
+        blocks[place:] = requests.blocks
+        table["block_start"][len(stay) :] += place
+        number = np.full(len(before.table), -1, np.int32)
+        number[stay] = np.arange(len(stay))
+        self._renumber(number, len(table))
+        self._requests, self._outcomes = replace(requests, table=table, blocks=blocks), new_outcomes(len(table))
+        self._outcomes[: len(stay)] = outcomes[stay]
+        self._bind()
+        cluster = self.view("cluster")
+        cluster["next_request"], cluster["last_request"], cluster["n_ended"] = len(stay), len(table), 0
+        cluster["cancels"] |= bool(requests.table["cancel_s"].any())
+        return ended
+
+    def _renumber(self, number: np.ndarray, room: int) -> None:
+        """Give the requests in flight new numbers, by their old ones, and have room for `room` of them."""
+        cluster = self.view("cluster")
+        sequences = self.view("sequences")[: cluster["used_slots"][0]].copy()
+        sequences["request"] = number.take(sequences["request"], mode="clip")  # free slots have any number
+        shape = shape_in(cluster)._replace(sequences=max(room, len(sequences)))
+        record, kept = layout(shape), int(cluster["at_ended"][0])
+        if len(self._buffer) < record["bytes"][0]:
+            old, self._buffer = self._buffer, np.zeros(int(record["bytes"][0]), np.uint8)
+            self._buffer[:kept] = old[:kept]
+            self.address = self._buffer.ctypes.data
+        cluster = self.view("cluster")
+        for name in ("n_sequences", "at_sequences", "bytes"):
+            cluster[name] = record[name]
+        self.view("sequences")[: len(sequences)] = sequences
+
+    def finish(self) -> None:
+        """Nothing follows any more."""
+        self.view("cluster")["more"] = 0
+
+    def _open(self, requests: Requests) -> None:
         """Have a buffer of the right layout, bound to the episode's data."""
         block_tokens = self.fleet.block_tokens
-        tenants = len(requests.tenants)
-        shape = shape_of(self.replicas, tenants, sequences, block_tokens, requests.block_tokens, self.gateways)
+        shape = shape_of(
+            self.replicas, len(requests.tenants), len(requests), block_tokens, requests.block_tokens, self.gateways
+        )
         record = layout(shape)
         if len(self._buffer) < record["bytes"][0]:
             self._buffer = np.zeros(int(record["bytes"][0]), np.uint8)
@@ -152,9 +218,12 @@ class SimulatedRuntime:
         """
         return bool(kernel.step(self.address, action, 1))
 
-    def run(self, policy: CompiledPolicy, seed: int = 0) -> int:
-        """Play the rest of the episode under `policy`. Returns the number of decisions."""
-        return self._play(policy, seed, 0, 0)[0]
+    def run(self, policy: CompiledPolicy, seed: int = 0, memory: np.ndarray | None = None) -> int:
+        """Play the rest of the episode under `policy`. Returns the number of decisions.
+
+        memory: float64 (gateways, M) that the policy goes on with; by default fresh ones, from `seed` on.
+        """
+        return self._play(policy, seed, 0, 0, memory)[0]
 
     def record(self, policy: CompiledPolicy, seed: int = 0, limit: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
         """`run`, keeping the first `limit` observations, (D, C, WIDTH) float32, and the actions (D,) on them."""
@@ -175,10 +244,13 @@ class SimulatedRuntime:
         """
         return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
 
-    def _play(self, policy: CompiledPolicy, seed: int, keep: int, actions: int) -> tuple[int, np.ndarray, np.ndarray]:
+    def _play(
+        self, policy: CompiledPolicy, seed: int, keep: int, actions: int, memory: np.ndarray | None = None
+    ) -> tuple[int, np.ndarray, np.ndarray]:
         self._episode  # noqa: B018 (raises before the first reset)
         trace, taken = np.empty((keep, self.candidates, WIDTH), np.float32), np.empty(actions, np.int32)
-        memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
+        if memory is None:
+            memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
         decisions = kernel.run()(self.address, policy.function, policy.values, memory, trace, taken)
         return decisions, trace, taken
 
