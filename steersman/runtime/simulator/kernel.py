@@ -218,6 +218,20 @@ def replay(a, actions):
     return decisions
 
 
+@njit
+def replay_one(a, r, routes):
+    """Play replica `r` alone, with the requests that `routes`, int32 (N,), sends there; no other one runs on."""
+    s = open_state(a)
+    c = s.cluster[0]
+    for k in range(c.n_replicas):
+        if k != r:
+            s.due[k] = np.inf
+    more = step(a, STAY, 0)
+    while more:
+        own = routes[c.pending] == r and c.retried == 0
+        more = step(a, r if own else -1, 0)
+
+
 def _run(a, function, params, memory, trace, actions):
     s = open_state(a)
     c = s.cluster[0]

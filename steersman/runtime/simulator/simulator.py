@@ -123,15 +123,16 @@ class SimulatedRuntime:
     def over(self) -> tuple[np.ndarray, Outcomes]:
         """The requests that have ended, REQUEST (n,), and their outcomes."""
         ended = self._outcomes["state"] != State.PENDING
-        return self._episode.table[ended], outcome_columns(self._outcomes[ended])
+        return self.requests.table[ended], outcome_columns(self._outcomes[ended])
 
     def follow(self, requests: Requests) -> tuple[np.ndarray, Outcomes]:
-        """Let further requests follow, after all arrivals so far have been decided. What has ended leaves.
+        """Let further requests follow those that have arrived. What has ended leaves.
 
         Returns what `over` does. The numbers of requests, as in `ended`, start anew.
         """
-        ended, before, outcomes = self.over(), self._episode, self._outcomes
-        stay = np.flatnonzero(outcomes["state"] == State.PENDING)
+        ended, before, outcomes = self.over(), self.requests, self._outcomes
+        cluster = self.view("cluster")
+        stay = np.flatnonzero(outcomes["state"][: cluster["next_request"][0]] == State.PENDING)
         old = before.table[stay]
         own = int(old["block_count"].sum())
         blocks = np.empty(own + count_blocks(self.address) + len(requests.blocks), np.int64)
@@ -161,6 +162,8 @@ class SimulatedRuntime:
         cluster = self.view("cluster")
         sequences = self.view("sequences")[: cluster["used_slots"][0]].copy()
         sequences["request"] = number.take(sequences["request"], mode="clip")  # free slots have any number
+        if cluster["pending"] >= 0:
+            cluster["pending"] = number[cluster["pending"]]
         shape = shape_in(cluster)._replace(sequences=max(room, len(sequences)))
         record, kept = layout(shape), int(cluster["at_ended"][0])
         if len(self._buffer) < record["bytes"][0]:
@@ -192,7 +195,7 @@ class SimulatedRuntime:
 
     def _bind(self) -> None:
         """Tell the cluster where the data beside its buffer stand."""
-        cluster, requests = self.view("cluster")[0], self._episode
+        cluster, requests = self.view("cluster")[0], self.requests
         arrays = {"requests": requests.table, "blocks": requests.blocks, "outcomes": self._outcomes}
         arrays |= {"faults": self._faults, "rows": self.rows, "mask": self.mask, "reasons": self.reasons}
         for name, array in arrays.items():
@@ -208,7 +211,7 @@ class SimulatedRuntime:
 
     def advance(self) -> bool:
         """Run to the first decision, or observe the present one again. Returns whether there is one."""
-        self._episode  # noqa: B018 (raises before the first reset)
+        self.requests  # noqa: B018 (raises before the first reset)
         return bool(kernel.step(self.address, kernel.STAY, 1))
 
     def step(self, action: int) -> bool:
@@ -227,13 +230,13 @@ class SimulatedRuntime:
 
     def record(self, policy: CompiledPolicy, seed: int = 0, limit: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
         """`run`, keeping the first `limit` observations, (D, C, WIDTH) float32, and the actions (D,) on them."""
-        limit = min(limit, len(self._episode))
+        limit = min(limit, len(self.requests))
         decisions, trace, actions = self._play(policy, seed, limit, limit)
         return trace[:decisions], actions[:decisions]
 
     def routes(self, policy: CompiledPolicy, seed: int = 0) -> np.ndarray:
         """`run`, returning the action of every decision, int32 (D,), for `replay`."""
-        room = 2 * len(self._episode) + 1024  # requests of a crashed replica are decided anew
+        room = 2 * len(self.requests) + 1024  # requests of a crashed replica are decided anew
         decisions, _, actions = self._play(policy, seed, 0, room)
         return actions[:decisions]
 
@@ -247,7 +250,7 @@ class SimulatedRuntime:
     def _play(
         self, policy: CompiledPolicy, seed: int, keep: int, actions: int, memory: np.ndarray | None = None
     ) -> tuple[int, np.ndarray, np.ndarray]:
-        self._episode  # noqa: B018 (raises before the first reset)
+        self.requests  # noqa: B018 (raises before the first reset)
         trace, taken = np.empty((keep, self.candidates, WIDTH), np.float32), np.empty(actions, np.int32)
         if memory is None:
             memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
@@ -298,7 +301,7 @@ class SimulatedRuntime:
     @property
     def episode(self) -> Episode:
         """What happened so far."""
-        return Episode(self._episode, self.outcomes(), self.usage(), self._episode.window_s)
+        return Episode(self.requests, self.outcomes(), self.usage(), self.requests.window_s)
 
     def outcomes(self) -> Outcomes:
         """What became of every request so far; columns are views."""
@@ -310,7 +313,7 @@ class SimulatedRuntime:
 
     def clone(self, into: np.ndarray | None = None) -> np.ndarray:
         """A copy of the cluster's state, for `restore`; into: an older one, to be overwritten."""
-        into = np.empty_like(self._buffer) if into is None else into
+        into = np.zeros_like(self._buffer) if into is None else into
         copy_state(into.ctypes.data, self.address)
         return into
 
@@ -318,11 +321,34 @@ class SimulatedRuntime:
         """Return to a state that `clone` gave in this episode. Outcomes of later ends stay until overwritten."""
         copy_state(self.address, clone.ctypes.data)
 
+    def twin(self) -> SimulatedRuntime:
+        """Another runtime of the same make, to `adopt` the state of this one."""
+        return SimulatedRuntime(self.fleet, self.candidates, gateways=self.gateways, scrape_s=self.scrape_s)
+
+    def adopt(self, other: SimulatedRuntime) -> None:
+        """Become a copy of a runtime of the same make, which goes on by itself from here; requests are shared."""
+        size = int(other.view("cluster")["bytes"][0])
+        if len(self._buffer) < size:
+            self._buffer = np.zeros(size, np.uint8)
+            self.address = self._buffer.ctypes.data
+        copy_state(self.address, other.address)
+        if len(self._outcomes) != len(other._outcomes):
+            self._outcomes = np.zeros_like(other._outcomes)
+        self._outcomes[:] = other._outcomes
+        self._requests, self._faults = other._requests, other._faults
+        self._bind()
+
     def close(self) -> None:
         """Nothing to stop; runtimes of real replicas have."""
 
     @property
-    def _episode(self) -> Requests:
+    def records(self) -> np.ndarray:
+        """OUTCOME (N,): what `outcomes` has the columns of."""
+        return self._outcomes
+
+    @property
+    def requests(self) -> Requests:
+        """The requests of the episode."""
         if self._requests is None:
             raise RuntimeError("call reset() first")
         return self._requests
