@@ -631,7 +631,8 @@ def complete(a, r):
         u.busy_s += seconds
         u.sequence_s += seconds * running(e)
         u.kv_s += seconds * (kv_blocks(s, a, r) + 0.5 * need) / e.total_blocks
-        u.output_tokens += n * e.n_decode + e.n_finishing if now <= c.horizon else 0
+        within = n if now <= c.horizon else steps_within(e, c.horizon - e.start)
+        u.output_tokens += within * (e.n_decode + e.n_finishing)
     u.iterations += n
     if need > 0:
         _take(s, a, r, need)
