@@ -617,6 +617,17 @@ def scrape(s, a, g, r, now):
     v.scraped_at_s = now
 
 
+@inner(inline=True)
+def use(s, a, r, now, need):
+    """Count the time from the start of the running iteration or jump, which takes `need` KV blocks, to `now`."""
+    c, e, u = s.cluster[0], s.engines[r], s.usage[r]
+    if e.start < c.horizon:
+        seconds = min(now, c.horizon) - e.start
+        u.busy_s += seconds
+        u.sequence_s += seconds * running(e)
+        u.kv_s += seconds * (kv_blocks(s, a, r) + 0.5 * need) / e.total_blocks
+
+
 @inner
 def complete(a, r):
     """End the running iteration or jump of replica `r`: tokens come out, sequences start to decode or end."""
@@ -626,11 +637,8 @@ def complete(a, r):
     if n == 0:
         return
     need = _grown(s, r, n) if e.mixed == 0 else 0
+    use(s, a, r, now, need)
     if e.start < c.horizon:
-        seconds = min(now, c.horizon) - e.start
-        u.busy_s += seconds
-        u.sequence_s += seconds * running(e)
-        u.kv_s += seconds * (kv_blocks(s, a, r) + 0.5 * need) / e.total_blocks
         within = n if now <= c.horizon else steps_within(e, c.horizon - e.start)
         u.output_tokens += within * (e.n_decode + e.n_finishing)
     u.iterations += n

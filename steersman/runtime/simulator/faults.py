@@ -12,7 +12,7 @@ from steersman.runtime.compiled import inner
 from steersman.runtime.errors import UserError
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.simulator import queue
-from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to
+from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to, use
 from steersman.runtime.simulator.state import FAULT, clear_engine, open_book, open_state
 
 
@@ -100,9 +100,8 @@ def _crash(a, r):
             e.steps = n
             c.now = e.start + span(e, n)
             complete(a, r)
-            c.now = now
-        elif e.start < c.horizon:
-            s.usage[r].busy_s += min(now, c.horizon) - e.start
+            e.start, c.now = c.now, now
+        use(s, a, r, now, 0)
     for k in range(e.n_decode):
         i = s.decoding[r, k]
         q = s.sequences[i]
