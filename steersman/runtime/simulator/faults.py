@@ -131,6 +131,7 @@ def _lose(a, r, i, generated):
     uncached = request.prompt_tokens - q.believed
     bookkeeping.withdraw(open_book(a, q.gateway), c.now, r, request.tenant, request.prompt_tokens, uncached, 0, False)
     s.present[r, request.tenant] -= 1
+    s.outcomes[q.request].replica = -1
     before, j = -1, c.retry  # in order of arrival
     while j >= 0 and s.sequences[j].request < q.request:
         before, j = j, s.sequences[j].next
