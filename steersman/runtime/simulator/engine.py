@@ -130,7 +130,7 @@ def enqueue(a, r, request, gateway, believed, expected):
     q = s.sequences[i]
     q.request, q.gateway, q.queued, q.believed, q.expected = request, gateway, c.now, believed, expected
     q.target, q.computed, q.generated, q.held, q.node, q.swapped = row.prompt_tokens, 0, 0, 0, -1, 0
-    q.cached, q.first_token, q.base = -1, np.nan, 0
+    q.cached, q.first_token, q.base, q.batched = -1, np.nan, 0, 0
     q.cancel = row.arrival_s + row.cancel_s if row.cancel_s > 0.0 else np.inf
     queue.enter(s, r, row.tenant)
     first = e.n_waiting == 0
@@ -441,8 +441,6 @@ def _admit(a, r, budget):
         q.cached = computed
         if s.replicas[r].queue == _VTC:
             queue.serve(s, r, i, queue.INPUT_TOKEN * request.prompt_tokens)
-    if s.replicas[r].batching == _STATIC:
-        e.batch -= 1
     return chunk, _prefill(s, a, r, i, chunk, held * c.per_prefix)
 
 
@@ -463,7 +461,6 @@ def plan(a, r):
 def _batch_waits(s, r, now):
     """Static batching: whether an empty engine goes on waiting for a batch. If not, the batch is formed."""
     e, rep = s.engines[r], s.replicas[r]
-    e.batch = 0
     if e.n_waiting == 0:
         return False
     until = s.sequences[e.first_waiting].queued + rep.batch_wait_s
@@ -471,7 +468,7 @@ def _batch_waits(s, r, now):
         e.steps, e.mixed = 0, 0
         s.due[r] = min(until, e.next_cancel)
         return True
-    e.batch = min(e.n_waiting, rep.max_num_seqs)
+    queue.form_batch(s, r)
     return False
 
 

@@ -44,7 +44,7 @@ ENGINE = np.dtype(
         ("first_waiting", "i4"),
         ("last_waiting", "i4"),
         ("n_waiting", "i4"),
-        ("batch", "i4"),  # static batching: sequences of the batch that are still to be admitted
+        ("batch", "i4"),  # static batching: waiting sequences that belong to the batch
         ("mixed", "i4"),  # 1: the running iteration has prefill, and its KV blocks are taken already
         ("_", "i4"),
     ],
@@ -70,7 +70,7 @@ SEQUENCE = np.dtype(
         ("believed", "i4"),  # prompt tokens that the router expected to be cached
         ("swapped", "i4"),  # computed tokens in host memory
         ("gateway", "i4"),
-        ("_", "i4"),
+        ("batched", "i4"),  # 1: it waits and belongs to the batch
     ],
     align=True,
 )
