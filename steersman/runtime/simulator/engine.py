@@ -529,6 +529,8 @@ def _planned(s, a, r, now):
     else:
         e.beta = growth_s(rep, e.n_decode, e.chunk)
         alone = (preempted and e.n_waiting > 0) or e.extra_s > 0.0 or (e.chunk > 0 and rep_s <= _floor(rep, e))
+        if rep.queue == _VTC and e.n_waiting > 0 and e.partial < 0 and e.n_decode < rep.max_num_seqs:
+            alone = True  # the first has no room, but who is first changes with every token
         e.steps = 1
         if not alone:
             _jump(s, a, r)
