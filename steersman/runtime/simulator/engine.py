@@ -487,7 +487,7 @@ def _planned(s, a, r, now):
     budget = max(0, rep.token_budget - e.n_decode)
     prefill_s, scheduled = 0.0, 0
     reserved = s.phase[r, column]  # for the decodes of this iteration
-    e.free_blocks -= reserved
+    _take(s, a, r, reserved)
     if e.partial >= 0 and budget > 0:
         i = e.partial
         q = s.sequences[i]
