@@ -340,10 +340,6 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
         if s.requests[i].cancel_s > 0.0:
             c.cancels = 1
             break
-    s.phase[:] = 0
-    s.served[:] = 0.0
-    s.present[:] = 0
-    s.streams[:] = 0
     for r in range(c.n_replicas):
         clear_engine(a, r)
         s.engines[r].counter, s.engines[r].slowdown = 0, 1.0
@@ -374,6 +370,7 @@ def clear_engine(a, r):
     e.n_decode, e.n_finishing, e.partial, e.chunk, e.mixed, e.batch = 0, 0, -1, 0, 0, 0
     e.first_waiting, e.last_waiting, e.n_waiting = -1, -1, 0
     s.phase[r, :] = 0
+    s.served[r, :] = 0.0
     s.present[r, :] = 0
     s.streams[r, :] = 0
     prefixes.clear(tree_of(s, a, r), c.n_nodes, c.n_buckets)
