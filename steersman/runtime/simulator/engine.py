@@ -374,15 +374,18 @@ def _drop_cancelled(a, r):
 
 @inner
 def _resize(a, r):
-    """The KV memory of replica `r` has been changed."""
+    """The KV memory of replica `r` has been changed. Returns whether anything was preempted."""
     s = open_state(a)
     e = s.engines[r]
     total = s.replicas[r].kv_tokens >> s.cluster[0].shift
     e.free_blocks += total - e.total_blocks
     e.total_blocks = total
-    while _available(s, a, r) < 0 and (e.n_decode > 0 or e.partial >= 0):
+    preempted = False
+    while _available(s, a, r) < 0:
         _preempt(a, r, _victim(s, r))
+        preempted = True
     _take(s, a, r, 0)
+    return preempted
 
 
 # An iteration begins
@@ -451,10 +454,11 @@ def plan(a, r):
     e, now = s.engines[r], s.cluster[0].now
     if e.next_cancel <= now:
         _drop_cancelled(a, r)
+    preempted = False
     if s.replicas[r].kv_tokens >> s.cluster[0].shift != e.total_blocks:
-        _resize(a, r)
-    while not _planned(s, a, r, now):
-        pass  # a preemption emptied the batch: now its victims have room
+        preempted = _resize(a, r)
+    while not _planned(s, a, r, now, preempted):
+        preempted = False  # the batch was emptied: now those that wait have room
 
 
 @inner(inline=True)
@@ -473,14 +477,13 @@ def _batch_waits(s, r, now):
 
 
 @inner(inline=True)
-def _planned(s, a, r, now):
+def _planned(s, a, r, now, preempted):
     c, e, rep = s.cluster[0], s.engines[r], s.replicas[r]
     column = e.counter & (c.block_tokens - 1)
     e.n_finishing, e.chunk, e.mixed, e.start, e.streamed = 0, 0, 0, now, 0
     static = rep.batching == _STATIC
     if static and e.n_decode == 0 and e.partial < 0 and _batch_waits(s, r, now):
         return True
-    preempted = False
     while e.n_decode > 0 and _available(s, a, r) < s.phase[r, column]:
         _preempt(a, r, _victim(s, r))
         preempted = True
