@@ -410,12 +410,19 @@ def _prefill(s, a, r, i, chunk, have):
 
 @inner
 def _admit(a, r, budget):
-    """Admit the waiting sequence that is next, if its chunk has room. Returns (tokens scheduled, seconds)."""
+    """Admit the waiting sequence that is next, if its chunk has room; fail it if the KV memory has become too small.
+
+    Returns (tokens scheduled: 0 where there is no room, −1 where it failed, seconds).
+    """
     s = open_state(a)
     c, e = s.cluster[0], s.engines[r]
     before, i = queue.following(s, r)
     q = s.sequences[i]
     request = s.requests[q.request]
+    if _blocks(c, q.target) > e.total_blocks:
+        queue.remove(s, r, before, i)
+        fail(a, r, i, q.generated, _FAILED)
+        return -1, 0.0
     tree, prefix = tree_of(s, a, r), np.int32(c.prefix_tokens)
     found = prefixes.lookup(tree, s.blocks, request.block_start, request.prompt_blocks)
     m, idle = found.blocks, found.idle
@@ -517,7 +524,7 @@ def _planned(s, a, r, now, preempted):
             tokens, seconds = _admit(a, r, budget - scheduled)
             if tokens == 0:
                 break
-            scheduled += tokens
+            scheduled += max(0, tokens)
             prefill_s += seconds
     e.free_blocks += reserved
 
