@@ -267,7 +267,13 @@ class Engine:
             waiting = [q for q in self.waiting if q in self.batch] if static else self.waiting
             if not waiting:
                 break
-            chunk, seconds = self.admit(min(waiting, key=self.key), budget)
+            q = min(waiting, key=self.key)
+            if self.blocks(q.target) > self.total:
+                self.waiting.remove(q)
+                self.host_free += q.swapped
+                self.cluster.over(self, q, State.FAILED, now)
+                continue
+            chunk, seconds = self.admit(q, budget)
             if chunk == 0:
                 break
             budget -= chunk
