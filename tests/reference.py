@@ -307,6 +307,7 @@ class Engine:
         q.held, q.computed = hit, computed
         q.own = self.take(self.blocks(computed) - hit * per_prefix)
         self.waiting.remove(q)
+        self.batch = [other for other in self.batch if other is not q]
         if q.cached is None:
             q.cached = computed
             self.served[q.request.tenant] += q.request.prompt_tokens

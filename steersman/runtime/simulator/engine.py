@@ -539,8 +539,10 @@ def _planned(s, a, r, now, preempted):
     else:
         e.beta = growth_s(rep, e.n_decode, e.chunk)
         alone = (preempted and e.n_waiting > 0) or e.extra_s > 0.0 or (e.chunk > 0 and rep_s <= _floor(rep, e))
-        if rep.queue == _VTC and e.n_waiting > 0 and e.partial < 0 and e.n_decode < rep.max_num_seqs:
-            alone = True  # the first has no room, but who is first changes with every token
+        if e.n_waiting > 0 and e.partial < 0 and e.n_decode < rep.max_num_seqs:
+            # The first has no room. But under VTC who is first changes with every token; and where its cached blocks
+            # are evicted for the decodes, what such a block has beyond the decodes' need may hold a small chunk.
+            alone = alone or rep.queue == _VTC or budget + c.block_tokens <= c.prefix_tokens
         e.steps = 1
         if not alone:
             _jump(s, a, r)
