@@ -132,6 +132,8 @@ def enqueue(a, r, request, gateway, believed, expected):
     q.target, q.computed, q.generated, q.held, q.node, q.swapped = row.prompt_tokens, 0, 0, 0, -1, 0
     q.cached, q.first_token, q.base, q.batched = -1, np.nan, 0, 0
     q.cancel = row.arrival_s + row.cancel_s if row.cancel_s > 0.0 else np.inf
+    if s.replicas[r].queue == _VTC and s.present[r, row.tenant] == 0 and e.steps > 0:
+        _serve(s, r, steps_within(e, c.now - e.start))
     queue.enter(s, r, row.tenant)
     first = e.n_waiting == 0
     queue.append(s, r, i)
@@ -146,6 +148,15 @@ def enqueue(a, r, request, gateway, believed, expected):
             s.due[r] = c.now
     elif _may_join(s, r, first):
         cut(s, r, c.now, 0)
+
+
+@inner(inline=True)
+def _serve(s, r, steps):
+    """Let the virtual token counters count the first `steps` iterations of the running jump."""
+    e = s.engines[r]
+    for k in range(e.n_decode):
+        queue.serve(s, r, s.decoding[r, k], queue.OUTPUT_TOKEN * (steps - e.served))
+    e.served = steps
 
 
 @inner(inline=True)
@@ -487,7 +498,7 @@ def _batch_waits(s, r, now):
 def _planned(s, a, r, now, preempted):
     c, e, rep = s.cluster[0], s.engines[r], s.replicas[r]
     column = e.counter & (c.block_tokens - 1)
-    e.n_finishing, e.chunk, e.mixed, e.start, e.streamed = 0, 0, 0, now, 0
+    e.n_finishing, e.chunk, e.mixed, e.start, e.streamed, e.served = 0, 0, 0, now, 0, 0
     static = rep.batching == _STATIC
     if static and e.n_decode == 0 and e.partial < 0 and _batch_waits(s, r, now):
         return True
@@ -659,8 +670,7 @@ def complete(a, r):
     if e.n_decode > 0:
         _stream(s, a, r, n - e.streamed)
         if vtc:
-            for k in range(e.n_decode):
-                queue.serve(s, r, s.decoding[r, k], queue.OUTPUT_TOKEN * n)
+            _serve(s, r, n)
     if e.chunk > 0:
         q = s.sequences[e.partial]
         q.computed += n * e.chunk

@@ -46,7 +46,7 @@ ENGINE = np.dtype(
         ("n_waiting", "i4"),
         ("batch", "i4"),  # static batching: waiting sequences that belong to the batch
         ("mixed", "i4"),  # 1: the running iteration has prefill, and its KV blocks are taken already
-        ("_", "i4"),
+        ("served", "i4"),  # iterations of the jump that the virtual token counters have counted
     ],
     align=True,
 )
