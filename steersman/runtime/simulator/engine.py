@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from steersman.runtime import bookkeeping, prefixes
-from steersman.runtime.compiled import inner
+from steersman.runtime.compiled import inner, njit
 from steersman.runtime.cost import chunk_s, growth_s, iteration_s
 from steersman.runtime.fleet import Batching, Queue
 from steersman.runtime.outcomes import State as RequestState
@@ -62,6 +62,16 @@ def cut(s, r, time, at_boundary):
             n += 1
         e.steps = max(1, n)
         s.due[r] = e.start + span(e, e.steps)
+
+
+@njit
+def interrupt(a, r):
+    """Replica `r` was changed: it plans anew when the iteration that runs now ends, or at once where none does."""
+    s = open_state(a)
+    now, e = s.cluster[0].now, s.engines[r]
+    cut(s, r, now, 0)
+    if e.steps == 0 and e.n_waiting > 0:
+        s.due[r] = now
 
 
 @inner(inline=True)
