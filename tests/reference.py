@@ -433,6 +433,13 @@ class Reference:
                 self.arrived += 1
         return True
 
+    def change(self, replica: int, **changes: Any) -> None:
+        """Set fields of a replica's row, from its next iteration on."""
+        engine = self.engines[replica]
+        vars(engine.row).update(changes)
+        if engine.waiting and not engine.running:
+            engine.due_s = self.now_s
+
     def gateway(self, number: int) -> int:
         return ((number + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 40) % len(self.means)
 
