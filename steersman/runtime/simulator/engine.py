@@ -66,8 +66,12 @@ def cut(s, r, time, at_boundary):
 
 @njit
 def interrupt(a, r):
-    """Replica `r` was changed: it plans anew when the iteration that runs now ends, or at once where none does."""
+    """Replica `r` was changed: it plans anew when the iteration that runs now ends, or at once where none does.
+
+    A decision that is due is guarded anew.
+    """
     s = open_state(a)
+    s.cluster[0].observed = 0
     now, e = s.cluster[0].now, s.engines[r]
     cut(s, r, now, 0)
     if e.steps == 0 and e.n_waiting > 0:
