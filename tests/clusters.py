@@ -24,6 +24,7 @@ TENANTS = {
     "slow": Tenant(slo={"ttft_s": 3.0, "tpot_s": 0.2}, expected_output_tokens=12.0),
     "middle": Tenant(slo={"ttft_s": 1.1, "tpot_s": 0.1}, expected_output_tokens=9.0),
 }
+FAULTS = [Kind.SLOW, Kind.START, Kind.CRASH, Kind.RESUME, Kind.DRAIN]  # drawn more often from the front
 GRID_S = 1 / 256
 COEFFICIENTS = ("overhead_s", "decode_a_s", "decode_b_s", "decode_c_s", "prefill_a_s", "prefill_b_s", "prefill_c_s")
 
@@ -74,16 +75,16 @@ def _costs(on_grid: bool) -> st.SearchStrategy[tuple[float, ...]]:
 def _groups(draw: st.DrawFn, prefix_tokens: int) -> dict[str, Any]:
     seqs = draw(st.integers(1, 5))
     return {
-        "kv_tokens": draw(st.integers(max(40, 2 * prefix_tokens), 200)),
+        "kv_tokens": draw(st.integers(max(64, 2 * prefix_tokens), 200)),
         "max_num_seqs": seqs,
         "token_budget": draw(st.integers(seqs, 40)),
-        "max_model_len": draw(st.sampled_from([1000, 1000, 1000, 60])),
+        "max_model_len": draw(st.sampled_from([1000, 1000, 1000, 80])),
         "queue": draw(st.sampled_from(["fcfs", "priority", "edf", "sjf", "vtc"])),
         "batching": draw(st.sampled_from(["continuous", "continuous", "static", "dynamic"])),
         "batch_wait_s": draw(st.sampled_from([0.25, 0.0, 1.0])),
         "swap_s_per_token": draw(st.sampled_from([0.0, GRID_S / 32])),
         "host_tokens": draw(st.integers(0, 100)),
-        "model": draw(st.sampled_from(["default", "default", "default", "other"])),
+        "model": draw(st.sampled_from(["default", "default", "default", "default", "other"])),
     }
 
 
@@ -93,7 +94,7 @@ def _requests(draw: st.DrawFn, prefix_tokens: int, on_grid: bool, most: int) -> 
     table, blocks, now = np.zeros(count, REQUEST), [], 0.0
     for number, row in enumerate(table):
         now += draw(st.sampled_from([0, 0, 1])) and draw(_seconds(on_grid, spread_s))
-        prompt, output = draw(st.integers(1, 60)), draw(st.integers(1, 40))
+        prompt, output = draw(st.integers(1, 50)), draw(st.integers(1, 40))
         row["arrival_s"], row["tenant"], row["priority"] = now, draw(st.integers(0, 2)), draw(st.integers(0, 2))
         row["prompt_tokens"], row["output_tokens"] = prompt, output
         row["max_tokens"] = output + draw(st.sampled_from([0, 0, 5, 20]))
@@ -116,10 +117,10 @@ def situations(draw: st.DrawFn, most: int = 20) -> Situation:
     requests = draw(_requests(prefix_tokens, on_grid, most))
     replica = st.integers(0, len(groups) - 1)
     struck_s = _seconds(on_grid, float(requests.table["arrival_s"][-1]) + 0.5)
-    fault = st.tuples(struck_s, replica, st.sampled_from(list(Kind)), st.sampled_from([0.5, 2.0, 3.0]))
+    fault = st.tuples(struck_s, replica, st.sampled_from(FAULTS), st.sampled_from([0.5, 2.0, 3.0]))
     struck = draw(st.lists(fault, max_size=5))
     decisions = len(requests) * (1 + sum(kind == Kind.CRASH for _, _, kind, _ in struck))
-    choices = draw(st.lists(st.one_of(replica, replica, replica, st.integers(-1, 3)), min_size=1, max_size=12))
+    choices = draw(st.lists(st.integers(-1, 5 * len(groups) - 1), min_size=1, max_size=12))
     return Situation(
         groups=groups,
         costs=[draw(_costs(on_grid)) for _ in groups],
@@ -128,5 +129,5 @@ def situations(draw: st.DrawFn, most: int = 20) -> Situation:
         scrape_s=draw(st.sampled_from([0.0, 0.125])),
         requests=requests,
         faults=faults(struck),
-        actions=np.resize(choices, decisions).tolist(),
+        actions=[choice if choice < 0 else choice % len(groups) for choice in np.resize(choices, decisions)],
     )
