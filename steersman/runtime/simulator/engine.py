@@ -571,6 +571,8 @@ def _planned(s, a, r, now, preempted):
         e.steps = 1
         if not alone:
             _jump(s, a, r)
+            if e.steps > 1 and e.chunk > 0 and _grown(s, r, e.steps) > e.free_blocks and _shares(s, a, r):
+                e.steps = 1  # sharing gives back blocks, so that fewer are evicted than for all iterations at once
     if e.slowdown != 1.0:
         e.alpha *= e.slowdown
         e.beta *= e.slowdown
@@ -587,6 +589,14 @@ def _planned(s, a, r, now, preempted):
 def _floor(rep, e):
     """What a mixed iteration takes at least: then it does not grow with the prefill."""
     return iteration_s(rep, e.n_decode, e.context, 0.0) if e.n_decode > 0 else 0.0
+
+
+@inner(inline=True)
+def _shares(s, a, r):
+    """Whether the next prefix block of the partial sequence is in the cache by now."""
+    q = s.sequences[s.engines[r].partial]
+    request = s.requests[q.request]
+    return prefixes.lookup(tree_of(s, a, r), s.blocks, request.block_start, request.prompt_blocks).blocks > q.held
 
 
 @inner(inline=True)
