@@ -96,7 +96,7 @@ class SimulatedRuntime:
         return self.candidates - 1
 
     def reset(self, requests: Requests, faults: np.ndarray | None = None, more: bool = False) -> None:
-        """Start an episode on an empty cluster with cold caches.
+        """Start an episode on an empty cluster, whose caches are cold but for what was served before.
 
         faults: a table made by `faults.faults`.
         more: further requests will `follow`, so that it stops when the last of these has been decided.
@@ -119,6 +119,8 @@ class SimulatedRuntime:
         self.view("tenants")[:] = requests.tenant_table
         reset_state(self.address, requests.block_tokens, np.inf if more else requests.window_s, self.scrape_s)
         self.view("cluster")["more"] = more
+        if len(requests.before):
+            kernel.warm(self.address, requests.before)
 
     def over(self) -> tuple[np.ndarray, Outcomes]:
         """The requests that have ended, REQUEST (n,), and their outcomes."""
