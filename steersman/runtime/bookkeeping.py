@@ -62,6 +62,7 @@ class Bookkeeping(NamedTuple):
     fleet: np.ndarray  # FLEET_VIEW (1,)
     tenant_inflight: np.ndarray  # float64 (R, T): requests in flight by replica and tenant
     beliefs: np.ndarray  # uint8 (R, bytes): the prefixes that each replica is believed to cache, see `prefixes`
+    table: np.ndarray  # int32 (buckets, R): where to find them
 
 
 def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_tokens: int) -> Bookkeeping:
@@ -74,21 +75,22 @@ def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_tokens: in
         fleet=np.zeros(1, FLEET_VIEW),
         tenant_inflight=np.zeros((len(replicas), len(tenants))),
         beliefs=np.zeros((len(replicas), prefixes.size_bytes(nodes)), np.uint8),
+        table=np.zeros((prefixes.buckets_for(nodes), len(replicas)), np.int32),
     )
     assert tenants.dtype == TENANT
-    clear(book, nodes, prefixes.buckets_for(nodes))
+    clear(book, nodes)
     return book
 
 
 @njit(forceinline=True)
-def clear(book, nodes, buckets):
+def clear(book, nodes):
     """Forget everything but the promises."""
     for r in range(len(book.views)):
         v = book.views[r]
         v.inflight = v.prefilling = v.prefill_tokens = v.prompt_tokens = v.context_tokens = 0.0
         v.prefill_since_s = v.prefill_rate = v.prefill_rate_at_s = 0.0
         v.running = v.waiting = v.kv_use = v.scraped_at_s = 0.0
-        prefixes.clear(belief(book, r), nodes, buckets)
+        prefixes.clear(belief(book, r), nodes, book.table.ctypes.data + 4 * r, *book.table.shape)
     for t in range(len(book.tenants)):
         book.tenant_views[t].output_tokens = book.tenants[t].expected_output_tokens
         book.tenant_views[t].attainment = 1.0
@@ -107,8 +109,7 @@ def belief(book, r):
 @njit(forceinline=True)
 def forget(book, r):
     """Replica `r` went down: its cache is lost."""
-    h = prefixes.head(belief(book, r))
-    prefixes.clear(belief(book, r), h.nodes, h.buckets)
+    prefixes.clear_again(belief(book, r))
 
 
 @njit(forceinline=True)

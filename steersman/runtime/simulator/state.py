@@ -105,7 +105,7 @@ _SECTIONS: tuple[str, ...] = (
     "finish",
 )
 _SECTIONS += ("finishing", "phase", "matched", "scrapes", "views", "tenant_views", "fleets", "tenant_inflight")
-_SECTIONS += ("trees", "ended", "sequences")
+_SECTIONS += ("tables", "trees", "ended", "sequences")
 
 CLUSTER = np.dtype(
     [
@@ -236,6 +236,7 @@ def _sections(shape: Shape) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         "decoding": (number, (r, s)),
         "finish": (np.dtype(np.int64), (r, s)),
         "finishing": (number, (r, s)),
+        "tables": (number, (1 + g, prefixes.buckets_for(n), r)),
         "trees": (np.dtype(np.uint8), (1 + g, r, prefixes.size_bytes(n))),
         "ended": (number, (m + 1,)),
         "sequences": (SEQUENCE, (m,)),
@@ -316,6 +317,7 @@ def open_book(a, g):
         carray(pointer(a + c.at_fleets + g * _FLEET_VIEW), (1,), FLEET_VIEW),
         carray(pointer(a + c.at_tenant_inflight + g * r * t * 8), (r, t), np.float64),
         carray(pointer(a + c.at_trees + (1 + g) * r * c.tree_bytes), (r, c.tree_bytes), np.uint8),
+        carray(pointer(a + c.at_tables + (1 + g) * c.n_buckets * r * 4), (c.n_buckets, r), np.int32),
     )
 
 
@@ -351,7 +353,7 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
         u.busy_s, u.sequence_s, u.kv_s = 0.0, 0.0, 0.0
         u.output_tokens, u.iterations, u.preemptions = 0, 0, 0
     for g in range(c.n_gateways):
-        bookkeeping.clear(open_book(a, g), c.n_nodes, c.n_buckets)
+        bookkeeping.clear(open_book(a, g), c.n_nodes)
     c.next_tick = s.faults[0].time_s if len(s.faults) > 0 else np.inf
     s.scrapes[:] = np.inf
     if scrape_s > 0.0:
@@ -376,7 +378,7 @@ def clear_engine(a, r):
     s.phase[r, :] = 0
     s.present[r, :] = 0
     s.streams[r, :] = 0
-    prefixes.clear(tree_of(s, a, r), c.n_nodes, c.n_buckets)
+    prefixes.clear(tree_of(s, a, r), c.n_nodes, a + c.at_tables + 4 * r, c.n_buckets, c.n_replicas)
 
 
 @njit
