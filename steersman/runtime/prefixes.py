@@ -10,8 +10,9 @@ array that every function takes, with the prefix as (`at`, `count`) in it. All i
 The list of idle nodes (those without references) runs from the oldest to the newest; a node is never newer than its
 parent, and eviction takes blocks from the end of the oldest, so that it equals an LRU of single blocks.
 
-`tree` is the address of a set: HEAD, then NODE (nodes,). Its hash table of nodes by their first block is a column of a
-table int32 (buckets, sets) beside it: who looks one prefix up in all of them touches few lines of memory.
+`tree` is the address of a set's HEAD, which says where the rest stands: NODE (nodes,), and a hash table of nodes by
+their first block. The heads of several sets stand side by side, and so do their tables, as columns of an int32
+(buckets, sets): who looks one prefix up in all of them touches few lines of memory.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ HEAD = np.dtype(
         ("used", "i4"),  # nodes from here on were never used
         ("nodes", "i4"),
         ("buckets", "i4"),  # a power of two
-        ("table", "i8"),  # where its column of the hash table starts, bytes from the set on
+        ("at_nodes", "i8"),  # where the nodes stand, bytes from here on
+        ("at_table", "i8"),  # where its column of the table starts
         ("stride", "i4"),  # columns of that
-        ("_", "i4", 5),
+        ("_", "i4", 3),
     ]
 )  # a line of memory, as NODE
 NODE = np.dtype(
@@ -82,31 +84,24 @@ def buckets_for(nodes: int) -> int:
     return 1 << max(2, (nodes // 8).bit_length())
 
 
-def size_bytes(nodes: int) -> int:
-    """Bytes of a set, a multiple of 64."""
-    return HEAD.itemsize + NODE.itemsize * nodes
-
-
-_HEAD, _NODE = HEAD.itemsize, NODE.itemsize
-
-
 @inner(inline=True)
 def _open(tree):
     head = carray(pointer(tree), (1,), HEAD)
     h = head[0]
     return Tree(
         head,
-        carray(pointer(tree + h.table), (h.buckets * h.stride,), np.int32),
-        carray(pointer(tree + _HEAD), (h.nodes,), NODE),
+        carray(pointer(tree + h.at_table), (h.buckets * h.stride,), np.int32),
+        carray(pointer(tree + h.at_nodes), (h.nodes,), NODE),
     )
 
 
 @njit
-def clear(tree, nodes, table, buckets, stride):
-    """Make an empty set of `nodes` nodes. table: the address of its column of a hash table (buckets, stride)."""
+def clear(tree, nodes, count, table, buckets, stride):
+    """Make an empty set. nodes, table: addresses of NODE (count,), and of its column of int32 (buckets, stride)."""
     h = carray(pointer(tree), (1,), HEAD)[0]
     h.size, h.idle, h.oldest, h.newest, h.free, h.used = 0, 0, -1, -1, -1, 0
-    h.nodes, h.buckets, h.table, h.stride = nodes, buckets, table - tree, stride
+    h.nodes, h.buckets, h.stride = count, buckets, stride
+    h.at_nodes, h.at_table = nodes - tree, table - tree
     t = _open(tree)
     for b in range(buckets):
         t.table[b * stride] = -1
@@ -116,19 +111,13 @@ def clear(tree, nodes, table, buckets, stride):
 def clear_again(tree):
     """Make a set empty."""
     h = head(tree)
-    clear(tree, h.nodes, tree + h.table, h.buckets, h.stride)
+    clear(tree, tree + h.at_nodes, h.nodes, tree + h.at_table, h.buckets, h.stride)
 
 
 @inner(inline=True)
 def head(tree):
     """The HEAD record."""
     return carray(pointer(tree), (1,), HEAD)[0]
-
-
-@inner(inline=True)
-def used_bytes(tree):
-    """Bytes from the start that carry the state of the set."""
-    return _HEAD + _NODE * head(tree).used
 
 
 @inner(inline=True)
