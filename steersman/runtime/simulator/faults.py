@@ -15,7 +15,7 @@ from steersman.runtime.fleet import Fleet
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import queue
-from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to
+from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to, use
 from steersman.runtime.simulator.state import FAULT, clear_engine, open_book, open_state
 
 
@@ -113,9 +113,8 @@ def _crash(a, r):
             e.steps = n
             c.now = e.start + span(e, n)
             complete(a, r)
-            c.now = now
-        elif e.start < c.horizon:
-            s.usage[r].busy_s += min(now, c.horizon) - e.start
+            e.start, c.now = c.now, now
+        use(s, a, r, now, 0)
     for k in range(e.n_decode):
         i = s.decoding[r, k]
         q = s.sequences[i]
@@ -145,6 +144,7 @@ def _lose(a, r, i, generated):
     uncached = request.prompt_tokens - q.believed
     bookkeeping.withdraw(open_book(a, q.gateway), c.now, r, request.tenant, request.prompt_tokens, uncached, 0, False)
     s.present[r, request.tenant] -= 1
+    s.outcomes[q.request].replica = -1
     before, j = -1, c.retry  # in order of arrival
     while j >= 0 and s.sequences[j].request < q.request:
         before, j = j, s.sequences[j].next

@@ -14,6 +14,7 @@ from steersman.runtime.outcomes import Episode, Outcomes, State
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import kernel
+from steersman.runtime.simulator.engine import interrupt
 from steersman.runtime.simulator.faults import faults_of
 from steersman.runtime.simulator.state import (
     FAULT,
@@ -271,6 +272,7 @@ class SimulatedRuntime:
         row = self.view("replicas")[replica]
         set_profile(row, load_profile(profile))
         row["kv_tokens"], row["quality"] = kv_tokens - kv_tokens % self.fleet.block_tokens, quality
+        interrupt(self.address, replica)
 
     def set_limits(self, replica: int, max_num_seqs: int | None = None, token_budget: int | None = None) -> None:
         """Another batch limit, at most that of the fleet's largest replica, or token budget.
@@ -288,6 +290,7 @@ class SimulatedRuntime:
             if token_budget < row["max_num_seqs"]:
                 raise UserError(f"token_budget {token_budget}: expected at least max_num_seqs, {row['max_num_seqs']}")
             row["token_budget"] = token_budget
+        interrupt(self.address, replica)
 
     @property
     def now(self) -> float:

@@ -44,9 +44,9 @@ ENGINE = np.dtype(
         ("first_waiting", "i4"),
         ("last_waiting", "i4"),
         ("n_waiting", "i4"),
-        ("batch", "i4"),  # static batching: sequences of the batch that are still to be admitted
+        ("batch", "i4"),  # static batching: waiting sequences that belong to the batch
         ("mixed", "i4"),  # 1: the running iteration has prefill, and its KV blocks are taken already
-        ("_", "i4"),
+        ("served", "i4"),  # iterations of the jump that the virtual token counters have counted
     ],
     align=True,
 )
@@ -70,7 +70,7 @@ SEQUENCE = np.dtype(
         ("believed", "i4"),  # prompt tokens that the router expected to be cached
         ("swapped", "i4"),  # computed tokens in host memory
         ("gateway", "i4"),
-        ("_", "i4"),
+        ("batched", "i4"),  # 1: it waits and belongs to the batch
     ],
     align=True,
 )
@@ -344,10 +344,6 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
         if s.requests[i].cancel_s > 0.0:
             c.cancels = 1
             break
-    s.phase[:] = 0
-    s.served[:] = 0.0
-    s.present[:] = 0
-    s.streams[:] = 0
     for r in range(c.n_replicas):
         clear_engine(a, r)
         s.engines[r].counter, s.engines[r].slowdown = 0, 1.0
@@ -378,6 +374,7 @@ def clear_engine(a, r):
     e.n_decode, e.n_finishing, e.partial, e.chunk, e.mixed, e.batch = 0, 0, -1, 0, 0, 0
     e.first_waiting, e.last_waiting, e.n_waiting = -1, -1, 0
     s.phase[r, :] = 0
+    s.served[r, :] = 0.0
     s.present[r, :] = 0
     s.streams[r, :] = 0
     nodes = a + c.at_nodes + r * c.n_nodes * _NODE
