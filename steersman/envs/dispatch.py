@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 
+from steersman.envs.batch import step
 from steersman.envs.episodes import Episodes
 from steersman.envs.metrics import episode_metrics
 from steersman.envs.render import ansi, rgb_array
-from steersman.envs.reward import Reward, find_reward
+from steersman.envs.reward import REWARD, Reward, find_reward
 from steersman.envs.spaces import action_space, observation_space
+from steersman.runtime.compiled import address_of
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
-from steersman.runtime.observation import WIDTH
 from steersman.runtime.outcomes import Episode, Outcomes, State
 from steersman.runtime.requests import Requests
+from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Split, Workload
 
 RUNTIMES = ("simulated", "live")
@@ -94,6 +97,8 @@ class DispatchEnv(gym.Env[np.ndarray, np.integer]):
         self._requests: Requests | None = None
         self._promises: list[tuple[float, float, float]] = []
         self._tenants = np.zeros(0)
+        self._row, self._mask = self.runtime.rows.reshape(-1), self.runtime.mask
+        self._play = self._stepper()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -107,19 +112,26 @@ class DispatchEnv(gym.Env[np.ndarray, np.integer]):
         self.runtime.reset(self._requests)
         if not self.runtime.advance():
             raise UserError("the episode has no request: make it longer, or raise the load")
-        return self.runtime.rows.ravel().copy(), {"action_mask": self.action_masks(), "time_s": self.runtime.now}
+        return self._row.copy(), {"action_mask": self.action_masks(), "time_s": self.runtime.now}
 
     def step(self, action: np.integer | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._requests is None:
             raise gym.error.ResetNeeded("call reset() before step()")
-        due = self.runtime.step(int(action))
-        reward = self._earned()
-        info: dict[str, Any] = {"action_mask": self.action_masks(), "time_s": self.runtime.now}
+        due, reward, now = self._play(int(action))
+        info: dict[str, Any] = {"action_mask": self._mask.copy(), "time_s": now}
         if due:
-            return self.runtime.rows.ravel().copy(), reward, False, False, info
+            return self._row.copy(), reward, False, False, info
         info["metrics"] = self.metrics()
         self._requests = None
-        return np.zeros(self.runtime.candidates * WIDTH, np.float32), reward, True, False, info
+        return np.zeros_like(self._row), reward, True, False, info
+
+    def _stepper(self) -> Callable[[int], tuple[bool, float, float]]:
+        """`runtime.step`, which also returns the reward and the time: one compiled call where it is simulated."""
+        runtime = self.runtime
+        if isinstance(runtime, SimulatedRuntime):
+            worth = address_of(self.reward.worth, REWARD)
+            return lambda action: step(runtime.address, action, worth)
+        return lambda action: (runtime.step(action), self._earned(), runtime.now)
 
     def _earned(self) -> float:
         o, worth, total = self.runtime.outcomes(), self.reward.worth, 0.0
@@ -151,8 +163,6 @@ class DispatchEnv(gym.Env[np.ndarray, np.integer]):
 
 def _open(runtime: str, fleet: Fleet, candidates: int | None) -> Runtime:
     if runtime == "simulated":
-        from steersman.runtime.simulator import SimulatedRuntime
-
         return SimulatedRuntime(fleet, candidates)
     if runtime == "live":
         from steersman.runtime.replica._live import LiveRuntime

@@ -7,7 +7,7 @@ compiled step, and the single environment calls the same one:
 
     attained                1 if the request met both SLOs, else 0
     shed                    1 if it was turned away, else 0
-    ttft_s, tpot_s          as measured, seconds; NaN if it was shed or failed
+    ttft_s, tpot_s          as measured, seconds; NaN if it was shed, failed, or its client left before a token came
     ttft_slo_s, tpot_slo_s  its tenant's promise, seconds
     weight                  worth of one good request of its tenant
 

@@ -17,7 +17,6 @@ from steersman.envs.reward import Reward, find_reward
 from steersman.envs.spaces import action_space, observation_space
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
-from steersman.runtime.tenant import tenant_table
 from steersman.runtime.workload import Split, Workload
 
 
@@ -64,8 +63,7 @@ class DispatchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.single_action_space = action_space(self.candidates)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        promises = tenant_table(self.workload.tenants)
-        self._batch = Batch(num_envs, self.fleet, self.candidates, promises, find_reward(reward))
+        self._batch = Batch(num_envs, self.fleet, self.candidates, find_reward(reward))
         self._rngs: list[np.random.Generator] = []
 
     def reset(

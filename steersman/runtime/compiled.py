@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.ir
 import numba
 
 
@@ -40,6 +41,15 @@ def njit(*args: Any, **options: Any) -> Any:
     return lambda function: _compile(decorate, function)
 
 
+def inner(function: Any = None, *, inline: bool = False) -> Any:
+    """`njit` for what only compiled code calls: no entry from Python, which takes longer to compile than the rest.
+
+    inline: always compiled into its callers.
+    """
+    options = {"cache": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "forceinline": inline}
+    return njit(**options) if function is None else njit(**options)(function)
+
+
 def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
     # The setting is numba's only way to choose the folder, and is read while decorating.
     config: Any = numba.config
@@ -51,8 +61,37 @@ def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
         config.CACHE_DIR = before
 
 
+def address_of(function: Any, signature: Any) -> int:
+    """Where the machine code of a function stands that was compiled with `signature`; valid in this process."""
+    compiled = function.get_compile_result(signature)
+    return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name))
+
+
+def caller(signature: Any) -> Any:
+    """A function that compiled code calls with (address, arguments …) to call what `address_of` gave.
+
+    Only for signatures of plain numbers. It makes the two separate units: neither is compiled into the other.
+    """
+
+    @numba.extending.intrinsic
+    def call(_context, address, arguments):  # type: ignore[no-untyped-def]
+        def generate(context, builder, _signature, values):  # type: ignore[no-untyped-def]
+            kinds = [context.get_value_type(kind) for kind in signature.args]
+            function = llvmlite.ir.FunctionType(context.get_value_type(signature.return_type), kinds)
+            pointer = builder.inttoptr(values[0], function.as_pointer())
+            return builder.call(pointer, numba.core.cgutils.unpack_tuple(builder, values[1]))  # type: ignore[no-untyped-call]
+
+        arguments = numba.types.Tuple(signature.args)  # type: ignore[no-untyped-call]
+        return signature.return_type(numba.types.int64, arguments), generate
+
+    return call
+
+
+carray: Any = numba.carray  # type: ignore[attr-defined]
+
+
 @numba.extending.intrinsic
-def pointer(_context, address):  # type: ignore[no-untyped-def]
+def _pointer(_context, address):  # type: ignore[no-untyped-def]
     """The address, int64, as a pointer: what `numba.carray` makes an array of."""
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
@@ -61,14 +100,20 @@ def pointer(_context, address):  # type: ignore[no-untyped-def]
     return numba.types.voidptr(numba.types.int64), generate
 
 
+pointer: Any = _pointer
+
+
 @numba.extending.intrinsic
-def copy_bytes(_context, target, source, count):  # type: ignore[no-untyped-def]
+def _copy_bytes(_context, target, source, count):  # type: ignore[no-untyped-def]
     """memcpy: `count` bytes from one address to another."""
 
     def generate(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
         kind = context.get_value_type(numba.types.voidptr)
         to, origin = (builder.inttoptr(address, kind) for address in arguments[:2])
-        numba.core.cgutils.raw_memcpy(builder, to, origin, arguments[2], 1)
+        numba.core.cgutils.raw_memcpy(builder, to, origin, arguments[2], 1)  # type: ignore[no-untyped-call]
         return context.get_dummy_value()
 
     return numba.types.void(numba.types.int64, numba.types.int64, numba.types.int64), generate
+
+
+copy_bytes: Any = _copy_bytes

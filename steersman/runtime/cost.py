@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from steersman.runtime.compiled import njit
+from steersman.runtime.compiled import inner
 from steersman.runtime.config import Model, read_yaml, validate
 from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
@@ -61,13 +61,13 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def chunk_s(replica, tokens, before):
     """Seconds that a prefill chunk of `tokens` behind `before` computed ones adds to an iteration."""
     return tokens * (replica.prefill_b_s + replica.prefill_c_s * (before + 0.5 * tokens))
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def iteration_s(replica, decoding, context_tokens, prefill_s):
     """Seconds of an iteration of a REPLICA row; `prefill_s` is the sum of its chunks' `chunk_s`."""
     base = replica.decode_a_s
@@ -78,7 +78,7 @@ def iteration_s(replica, decoding, context_tokens, prefill_s):
     return replica.overhead_s + base + replica.decode_b_s * decoding + replica.decode_c_s * context_tokens
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def growth_s(replica, decoding, chunk):
     """Seconds by which each iteration is longer than the last, while the same sequences decode beside full chunks.
 

@@ -43,7 +43,14 @@ REPLICA = np.dtype(
 )
 
 
-_COPIED = ("price_per_hour", "quality", "swap_s_per_token", "host_tokens", "kv_tokens", "max_model_len")
+_COPIED: tuple[str, ...] = (
+    "price_per_hour",
+    "quality",
+    "swap_s_per_token",
+    "host_tokens",
+    "kv_tokens",
+    "max_model_len",
+)
 _COPIED += ("max_num_seqs", "token_budget")
 
 

@@ -1,7 +1,7 @@
 """What became of requests, and the figures that summarise it.
 
 attainment = share of arrived requests that met both SLOs; goodput = such requests per second. Shed, failed and
-unended requests count as missed.
+unended requests count as missed; one whose client left counts as met if no SLO was broken by then.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class Summary(Model):
     goodput_rps: float
     shed: int
     failed: int
+    cancelled: int
     prefix_hit: float  # cached over prompt tokens of completed requests
     throughput_tokens_per_s: float  # output tokens
     busy: float
@@ -193,6 +194,7 @@ def summarise(
         goodput_rps=good / duration,
         shed=int((state == State.SHED).sum()),
         failed=int((state == State.FAILED).sum()),
+        cancelled=int((state == State.CANCELLED).sum()),
         prefix_hit=float(cached[done].sum() / max(1, prompt[done].sum())),
         throughput_tokens_per_s=float(usage["output_tokens"].sum() / duration),
         busy=float(np.mean([r.busy for r in replicas])),

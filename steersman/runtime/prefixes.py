@@ -18,9 +18,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
 
-from steersman.runtime.compiled import njit, pointer
+from steersman.runtime.compiled import carray, inner, njit, pointer
 
 HEAD = np.dtype(
     [
@@ -85,7 +84,7 @@ def size_bytes(nodes: int) -> int:
 _HEAD, _NODE = HEAD.itemsize, NODE.itemsize
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _open(tree):
     head = carray(pointer(tree), (1,), HEAD)
     n = head[0].buckets
@@ -105,26 +104,26 @@ def clear(tree, nodes, buckets):
     _open(tree).table[:] = -1
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def head(tree):
     """The HEAD record."""
     return carray(pointer(tree), (1,), HEAD)[0]
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def used_bytes(tree):
     """Bytes from the start that carry the state of the set."""
     h = head(tree)
     return _HEAD + 4 * h.buckets + _NODE * h.used
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _bucket(t, key):
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
     return np.int64((mixed >> np.uint64(32)) & np.uint64(len(t.table) - 1))
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _find(t, key):
     """The node that starts with block `key`, or −1."""
     i = t.table[_bucket(t, key)]
@@ -133,7 +132,7 @@ def _find(t, key):
     return i
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _common(t, pool, i, at, count):
     """Leading blocks of node `i`, whose first one matches, that are those of the prefix."""
     n = t.nodes[i]
@@ -169,7 +168,7 @@ def lookup(tree, pool, at, count):
     return Found(blocks, idle, node, inside)
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _unlink(t, i):
     h, n = t.head[0], t.nodes[i]
     if n.older >= 0:
@@ -183,7 +182,7 @@ def _unlink(t, i):
     h.idle -= n.length
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _link_newest(t, i):
     h, n = t.head[0], t.nodes[i]
     n.older, n.newer = h.newest, -1
@@ -195,14 +194,14 @@ def _link_newest(t, i):
     h.idle += n.length
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _index(t, i):
     b = _bucket(t, t.nodes[i].key)
     t.nodes[i].chain = t.table[b]
     t.table[b] = i
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _unindex(t, i):
     b = _bucket(t, t.nodes[i].key)
     j = t.table[b]
@@ -214,7 +213,7 @@ def _unindex(t, i):
     t.nodes[j].chain = t.nodes[i].chain
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _remove(t, i):
     """Free an idle node, which has no children; it stands in the list no more."""
     h, n = t.head[0], t.nodes[i]
@@ -247,7 +246,7 @@ def evict(tree, blocks):
     return gone
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _reserve(t, tree, count):
     """Have `count` nodes that are not in use, evicting old ones where needed. Returns whether there are."""
     h = t.head[0]
@@ -263,7 +262,7 @@ def _reserve(t, tree, count):
     return True
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _new(t, key, at, length, parent, refs):
     """A node, indexed, counted in `size` and by its parent; not in the list of idle ones. One must be free."""
     h = t.head[0]
@@ -283,7 +282,7 @@ def _new(t, key, at, length, parent, refs):
     return i
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _split(t, pool, i, count):
     """Split node `i` after `count` blocks: a new node has its head, `i` keeps the rest. Returns the new one."""
     n = t.nodes[i]
@@ -309,7 +308,7 @@ def _split(t, pool, i, count):
     return j
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _hold_up(t, i):
     """Add a reference to node `i` and all above it."""
     while i >= 0:
@@ -375,7 +374,7 @@ def extend(tree, pool, at, node, held, count):
     return node, held, found_blocks
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _reserve_but(t, tree, i):
     """`_reserve` one node, which must not be `i`."""
     h = t.head[0]

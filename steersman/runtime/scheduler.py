@@ -22,6 +22,7 @@ from steersman.runtime.fleet import Fleet
 from steersman.runtime.guard import Reason, guard
 from steersman.runtime.observation import COLUMN, WIDTH, encode
 from steersman.runtime.policy import Policy, pick
+from steersman.runtime.pool import Pool
 from steersman.runtime.tenant import Tenant, tenant_table
 from steersman.runtime.ticket import Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
 
@@ -35,18 +36,22 @@ def _observe(
     replicas: np.ndarray,
     book: Bookkeeping,
     q: tuple[int, int, int, int, int, int],
-    keys: np.ndarray,
-    block_tokens: int,
+    blocks: np.ndarray,
+    prefix: tuple[int, int, int],
     waited_s: float,
     matched: np.ndarray,
     rows: np.ndarray,
     mask: np.ndarray,
     reasons: np.ndarray,
 ) -> int:
-    """The simulator's `observe`; `q` is (tenant, prompt, max tokens, model, regions, priority)."""
+    """The simulator's `observe`; `q` is (tenant, prompt, max tokens, model, regions, priority).
+
+    prefix: (place in `blocks`, blocks, tokens of a block).
+    """
+    at, count, block_tokens = prefix
     tenant, prompt_tokens, max_tokens, model, regions, priority = q
     for r in range(len(replicas)):
-        matched[r] = bookkeeping.matched_tokens(book, r, keys, block_tokens, prompt_tokens)
+        matched[r] = bookkeeping.matched_tokens(book, r, blocks, at, count, block_tokens, prompt_tokens)
     encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, waited_s, priority, rows)
     return guard(replicas, prompt_tokens, max_tokens, model, regions, mask, reasons)
 
@@ -92,8 +97,7 @@ class Scheduler:
         self._table = tenant_table(self.tenants)
         self._clock = clock
         self._compile()
-        self._origin = clock()
-        self.book = self._new_book()
+        self._start()
 
     @property
     def now(self) -> float:
@@ -120,13 +124,14 @@ class Scheduler:
         exclude: replicas that it has been tried on.
         """
         q, now = ticket.request, self.now
+        self._staged = self._pool.stage(q.keys)
         allowed = _observe(
             now,
             self.replicas,
             self.book,
             (q.tenant, q.prompt_tokens, q.max_tokens, q.model, q.regions, q.priority),
-            q.keys,
-            q.block_tokens,
+            self._pool.blocks,
+            (self._staged, len(q.keys), q.block_tokens),
             now - ticket.arrived_s if exclude else 0.0,
             self._matched,
             self.rows,
@@ -190,7 +195,19 @@ class Scheduler:
         ticket.uncached_tokens = q.prompt_tokens - ticket.matched_tokens
         ticket.predicted_ttft_s = float(self.rows[replica, _TTFT])
         ticket.replica, ticket.stage = replica, Stage.PREFILLING
-        bookkeeping.dispatch(self.book, self.now, replica, q.tenant, q.prompt_tokens, ticket.uncached_tokens, q.keys)
+        bookkeeping.dispatch(
+            self.book,
+            self.now,
+            replica,
+            q.tenant,
+            q.prompt_tokens,
+            ticket.uncached_tokens,
+            self._pool.blocks,
+            self._staged,
+            len(q.keys),
+            int(self.replicas["kv_tokens"][replica]) // self.prefix_block_tokens,
+        )
+        self._pool.keep(len(q.keys))
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
         """The first token came, or (`assumed`) must have come by now, where a response does not show it."""
@@ -210,8 +227,10 @@ class Scheduler:
             ticket.streamed += tokens
             ticket.last_token_s = self.now
 
-    def ended(self, ticket: Ticket, ok: bool, tokens: int | None = None) -> Served | None:
+    def ended(self, ticket: Ticket, ok: bool, tokens: int | None = None, left: bool = False) -> Served | None:
         """The request is over, well or not. `tokens`: its true output length, if the replica told it.
+
+        left: its client gave it up, so it is not ok, but meets its promise if that was not broken by then.
 
         Returns how it fared, or None if it was over already. A request that was not streamed meets its
         promise if it ends within TTFT + (tokens − 1) · TPOT.
@@ -224,7 +243,7 @@ class Scheduler:
         if tokens is not None and ticket.stage is Stage.DECODING and tokens != ticket.streamed:
             bookkeeping.stream(self.book, ticket.replica, tokens - ticket.streamed)
             ticket.streamed = tokens
-        served = self._fared(ticket, now, ok)
+        served = self._fared(ticket, now, ok or left)
         bookkeeping.end(
             self.book,
             now,
@@ -283,15 +302,20 @@ class Scheduler:
         view["scraped_at_s"] = self.now
 
     def set_up(self, replica: int, up: bool) -> None:
-        """Whether a replica may take requests."""
+        """Whether a replica may take requests. One that comes up again is believed to have lost its cache."""
+        if up and not self.replicas["up"][replica]:
+            bookkeeping.forget(self.book, replica)
         self.replicas["up"][replica] = int(up)
 
-    def _new_book(self) -> Bookkeeping:
-        return new_bookkeeping(self.replicas, self._table, self.prefix_block_tokens)
+    def _start(self) -> None:
+        self._origin = self._clock()
+        self.book = new_bookkeeping(self.replicas, self._table, self.prefix_block_tokens)
+        self._pool, self._staged = Pool(self.book), 0
 
     def _compile(self) -> None:
         """Play requests through every event on counts of their own: no client waits for the compiler."""
-        self._origin, self.book = self._clock(), self._new_book()
+        self._start()
+        bookkeeping.forget(self.book, 0)
         keys = np.arange(2, dtype=np.int64)
         for ending in (self.shed, self.withdrawn, lambda ticket: self.ended(ticket, True, 3)):
             ticket = self.arrive(LiveRequest(0, 200, 8, keys, self.prefix_block_tokens))

@@ -234,16 +234,17 @@ def test_an_episode_plays_in_real_time_on_real_replicas() -> None:
             runtime.reset(requests)
             pids = [replica.pid for replica in runtime._pool.replicas]  # type: ignore[attr-defined]
             ended: list[int] = []
+            more = runtime.advance()
             for action in (0, 1, runtime.shed, 1, 2):  # the last one is padding: masked, so shed
-                assert runtime.advance()
+                assert more
                 ended += runtime.ended.tolist()
                 assert (runtime.rows >= LOW).all()
                 assert (runtime.rows <= HIGH).all()
                 assert runtime.mask.tolist() == [True, True, False, True]
                 if len(ended) == 0 and action == 1:
                     assert runtime.rows[0, COLUMN["inflight"]] == 1
-                runtime.apply(action)
-            assert not runtime.advance()
+                more = runtime.step(action)
+            assert not more
             ended += runtime.ended.tolist()
             assert sorted(ended) == [0, 1, 2, 3, 4]
             outcomes = runtime.outcomes()

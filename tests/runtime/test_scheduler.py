@@ -250,18 +250,19 @@ def test_the_same_situation_gives_the_same_bytes_as_in_the_simulator() -> None:
     simulated.reset(played)
     clock = Clock(0.0)
     live = scheduler(clock=clock, prefix_block_tokens=played.block_tokens)
+    more = simulated.advance()
     for q, action in zip(played.table, (0, 1, 0, 1), strict=True):
-        assert simulated.advance()
+        assert more
         clock.now = float(q["arrival_s"])
         keys = played.blocks[q["block_start"] : q["block_start"] + q["prompt_blocks"]]
         ticket = live.arrive(
             LiveRequest(int(q["tenant"]), int(q["prompt_tokens"]), int(q["max_tokens"]), keys, played.block_tokens)
         )
         # What the engines did since is the simulator's; arrivals, prefixes and the rest are the live ones.
-        live.book.views[:] = simulated.state.book.views
-        live.book.tenant_inflight[:] = simulated.state.book.tenant_inflight
+        live.book.views[:] = simulated.view("views")[0]
+        live.book.tenant_inflight[:] = simulated.view("tenant_inflight")[0]
         live.observe(ticket)
         assert live.rows.tobytes() == simulated.rows.tobytes()
         assert live.mask.tobytes() == simulated.mask.tobytes()
-        simulated.apply(action)
+        more = simulated.step(action)
         live.dispatched(ticket, action)

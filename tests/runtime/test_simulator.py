@@ -11,6 +11,7 @@ from simulated import FASTEST, episode, fleet
 from steersman.runtime.cost import load_profile
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.outcomes import State, summarise
+from steersman.runtime.prefixes import HEAD
 from steersman.runtime.simulator import SimulatedRuntime
 
 H100 = load_profile("llama-3.1-8b-h100-bf16")
@@ -104,7 +105,7 @@ def test_a_masked_action_sheds():
     runtime.reset(episode([0.0, 1.0], [10, 10], [1, 1]))
     assert runtime.advance()
     assert runtime.mask.tolist() == [True, False, False, True]
-    runtime.apply(2)
+    assert runtime.step(2)
     assert runtime.ended.tolist() == [0]
     assert runtime.outcomes().state[0] == State.SHED
 
@@ -125,9 +126,9 @@ def test_stepping_and_running_are_the_same():
 def test_a_restored_clone_repeats_the_future():
     runtime = SimulatedRuntime(fleet({}, {}))
     runtime.reset(random_episode(np.random.default_rng(4), 100, 30.0))
+    runtime.advance()
     for _ in range(50):
-        runtime.advance()
-        runtime.apply(0)
+        runtime.step(0)
     clone = runtime.clone()
     runtime.run(FASTEST)
     first = runtime.outcomes().e2e_s.copy()
@@ -152,13 +153,11 @@ def test_signals_never_come_from_the_future():
     runtime = SimulatedRuntime(fleet({}))
     runtime.reset(episode([0.0, prefill_s(100) * 0.99], [100, 10], [5, 1]))
     runtime.advance()
-    runtime.apply(0)
-    runtime.advance()
+    runtime.step(0)
     assert runtime.rows[0, COLUMN["prefilling"]] == 1
     runtime.reset(episode([0.0, prefill_s(100) * 1.01], [100, 10], [5, 1]))
     runtime.advance()
-    runtime.apply(0)
-    runtime.advance()
+    runtime.step(0)
     assert runtime.rows[0, COLUMN["prefilling"]] == 0
     assert runtime.rows[0, COLUMN["context_tokens"]] == 101
 
@@ -190,30 +189,30 @@ def test_conservation(seed, kv, slots, budget, rate):
     runtime.reset(requests)
     ended: list[int] = []
     policy = FASTEST.bind()
-    last = 0.0
-    while runtime.advance():
-        ended += runtime.ended.tolist()
+    last, more = 0.0, runtime.advance()
+    while more:
         assert runtime.now >= last
         last = runtime.now
-        engines = runtime.state.engines
+        engines = runtime.view("engines")
         running = engines["n_decode"] + engines["n_finishing"] + (engines["partial"] >= 0)
         assert (running <= runtime.replicas["max_num_seqs"]).all()
         assert (engines["free_blocks"] >= 0).all()
         assert np.isfinite(runtime.rows).all()
-        runtime.apply(int(np.where(runtime.mask, policy.score(runtime.rows, runtime.mask), -np.inf).argmax()))
-        # `apply` puts a shed request into the log; count it with the next decision's.
-    ended += runtime.ended.tolist()
+        action = int(np.where(runtime.mask, policy.score(runtime.rows, runtime.mask), -np.inf).argmax())
+        more = runtime.step(action)
+        ended += runtime.ended.tolist()
     assert sorted(ended) == list(range(len(requests)))
-    state, outcomes = runtime.state, runtime.outcomes()
+    engines, outcomes = runtime.view("engines"), runtime.outcomes()
     assert (outcomes.state != State.PENDING).all()
+    heads = runtime.view("trees")[0, :, : HEAD.itemsize].copy().view(HEAD)[:, 0]
     blocks_of_entry = requests.block_tokens // runtime.fleet.block_tokens
-    assert (state.engines["free_blocks"] + state.heads["idle"] * blocks_of_entry == state.engines["total_blocks"]).all()
-    assert (state.heads["idle"] == state.heads["size"]).all()
-    assert not state.phase.any()
-    assert not state.engines["context"].any()
+    assert (engines["free_blocks"] + heads["idle"] * blocks_of_entry == engines["total_blocks"]).all()
+    assert (heads["idle"] == heads["size"]).all()
+    assert not runtime.view("phase").any()
+    assert not engines["context"].any()
     for name in ("inflight", "prefilling", "prefill_tokens", "context_tokens"):
-        assert np.abs(state.book.views[name]).max() < 1e-6
-    assert not state.book.tenant_inflight.any()
+        assert np.abs(runtime.view("views")[name]).max() < 1e-6
+    assert not runtime.view("tenant_inflight").any()
     done = outcomes.state == State.DONE
     produced = requests.table["output_tokens"][done].sum()
     assert done.any()

@@ -1,6 +1,7 @@
 """Latency in units of what was promised: smoother than `slo`, and blind to neither near misses nor disasters.
 
-Formula: −weight · (min(TTFT / TTFT target, 4) + min(TPOT / TPOT target, 4)) / 2; shed or failed: −weight · 2.
+Formula: −weight · (min(TTFT / TTFT target, 4) + min(TPOT / TPOT target, 4)) / 2; shed, failed, or given up before the
+first token came and after it was promised: −weight · 2.
 A request that just keeps both promises costs its weight, so shedding costs as much as being twice as slow.
 """
 
@@ -21,7 +22,7 @@ def worth(
     attained: float, shed: float, ttft_s: float, tpot_s: float, ttft_slo_s: float, tpot_slo_s: float, weight: float
 ) -> float:
     if np.isnan(ttft_s):
-        return -weight * TURNED_AWAY
+        return 0.0 if attained else -weight * TURNED_AWAY
     return -weight * 0.5 * (min(ttft_s / ttft_slo_s, WORST) + min(tpot_s / tpot_slo_s, WORST))
 
 

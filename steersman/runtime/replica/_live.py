@@ -35,9 +35,9 @@ T = TypeVar("T")
 class LiveRuntime:
     """The live replicas of a fleet, as a runtime for episodes.
 
-    `reset` starts the replicas if they do not run yet; `advance()` waits until the next request arrives and
-    fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,); `apply(action)` sends it. `close()` stops the
-    replicas. The HTTP side runs in a thread of its own; calls come from one other thread.
+    `reset` starts the replicas if they do not run yet; `advance()` waits until the first request arrives and
+    fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,); `step(action)` sends it and waits for the next one.
+    `close()` stops the replicas. The HTTP side runs in a thread of its own; calls come from one other thread.
 
     candidates: C, at least replicas + 1 (the default); more leaves room for padding.
 
@@ -88,13 +88,9 @@ class LiveRuntime:
             self.reasons[:] = episode.scheduler.reasons
         return due
 
-    def apply(self, action: int) -> None:
-        """Carry out the decision that is due. A masked action sheds."""
-        self._run(self._current.apply(action))
-
     def step(self, action: int) -> bool:
-        """`apply`, then `advance`."""
-        self.apply(action)
+        """Carry out the decision that is due, then `advance`. A masked action sheds."""
+        self._run(self._current.apply(action))
         return self.advance()
 
     @property
@@ -255,17 +251,23 @@ class _Episode:
         """Send one request and follow its stream to the end."""
         replica = ticket.replica
         counter, ok = EventCounter(), False
+        leaves_s = float(self.requests.table["cancel_s"][index])
+        patience = asyncio.timeout(ticket.arrived_s + leaves_s - self.scheduler.now if leaves_s else None)
         try:
-            ok = await self._stream(index, ticket, counter)
+            async with patience:
+                ok = await self._stream(index, ticket, counter)
         except (aiohttp.ClientError, OSError, TimeoutError):
-            self.pool.failed(replica, self.scheduler)
+            if not patience.expired():
+                self.pool.failed(replica, self.scheduler)
         finally:
             self._count_usage()
-            served = self.scheduler.ended(ticket, ok, counter.usage.completion_tokens if counter.usage else None)
+            tokens, left = counter.usage.completion_tokens if counter.usage else None, patience.expired()
+            served = self.scheduler.ended(ticket, ok, tokens, left)
             o = self.outcomes
-            o.state[index] = State.DONE if ok else State.FAILED
-            if served is not None and ok:
-                o.ttft_s[index], o.tpot_s[index], o.e2e_s[index] = served.ttft_s, served.tpot_s, served.e2e_s
+            o.state[index] = State.DONE if ok else State.CANCELLED if left else State.FAILED
+            if served is not None and (ok or left):
+                o.ttft_s[index], o.tpot_s[index] = served.ttft_s, served.tpot_s
+                o.e2e_s[index] = served.e2e_s if ok else np.nan
                 o.attained[index] = served.attained
                 self._usage[replica]["output_tokens"] += served.tokens
             if counter.usage is not None and counter.usage.cached_tokens is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from steersman.runtime import bookkeeping, prefixes
-from steersman.runtime.compiled import njit
+from steersman.runtime.compiled import inner
 from steersman.runtime.cost import chunk_s, growth_s, iteration_s
 from steersman.runtime.fleet import Batching, Queue
 from steersman.runtime.outcomes import State as RequestState
@@ -25,13 +25,13 @@ _STATIC = int(Batching.STATIC)
 _NEVER = 1 << 62
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def span(e, steps):
     """Seconds that the first `steps` iterations of the running jump take."""
     return steps * e.alpha + e.beta * (0.5 * steps * (steps - 1))
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def steps_within(e, seconds):
     """How many whole iterations of the running jump end within `seconds` of its start."""
     if seconds < e.alpha:
@@ -49,7 +49,7 @@ def steps_within(e, seconds):
     return n
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def cut(s, r, time, at_boundary):
     """End the running jump with the iteration that runs at `time`.
 
@@ -64,19 +64,19 @@ def cut(s, r, time, at_boundary):
         s.due[r] = e.start + span(e, e.steps)
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def running(e):
     """Sequences in the batch."""
     return e.n_decode + e.n_finishing + (e.partial >= 0)
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _available(s, a, r):
     """KV blocks that can be had: free ones, and idle cache entries."""
     return s.engines[r].free_blocks + prefixes.head(tree_of(s, a, r)).idle * s.cluster[0].per_prefix
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _take(s, a, r, count):
     """Take `count` available KV blocks, evicting idle cache entries where needed."""
     e, per = s.engines[r], s.cluster[0].per_prefix
@@ -86,13 +86,13 @@ def _take(s, a, r, count):
     e.free_blocks -= count
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _blocks(c, tokens):
     """KV blocks that hold `tokens`."""
     return (tokens + c.block_tokens - 1) >> c.shift
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _grown(s, r, n):
     """KV blocks that the next `n` iterations of the running jump take."""
     c, e = s.cluster[0], s.engines[r]
@@ -106,7 +106,7 @@ def _grown(s, r, n):
     return need
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _tokens(s, r, i):
     """Computed tokens of a decoding sequence."""
     return s.sequences[i].base + s.engines[r].counter
@@ -115,7 +115,7 @@ def _tokens(s, r, i):
 # Sequences come and go
 
 
-@njit
+@inner
 def enqueue(a, r, request, gateway, believed, expected):
     """A request reaches replica `r` now and joins its queue."""
     s = open_state(a)
@@ -148,7 +148,7 @@ def enqueue(a, r, request, gateway, believed, expected):
         cut(s, r, c.now, 0)
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _may_join(s, r, first):
     """Whether one that starts to wait now could be admitted when the running iteration ends.
 
@@ -160,7 +160,7 @@ def _may_join(s, r, first):
     return first or rep.queue != 0
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _cache(s, a, r, i, upto):
     """Let the cache own the sequence's full prefix blocks before index `upto`; it references them."""
     q = s.sequences[i]
@@ -172,7 +172,7 @@ def _cache(s, a, r, i, upto):
         s.engines[r].free_blocks += shared * s.cluster[0].per_prefix
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _release(s, a, r, i, tokens):
     """Give back the KV of a sequence that holds `tokens` computed tokens: its own blocks, and its references."""
     q, c = s.sequences[i], s.cluster[0]
@@ -181,7 +181,7 @@ def _release(s, a, r, i, tokens):
     q.held, q.node = 0, -1
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def free_slot(s, i):
     """The request of a sequence is on no replica any more."""
     c = s.cluster[0]
@@ -190,7 +190,20 @@ def free_slot(s, i):
     c.inflight -= 1
 
 
-@njit
+@inner(inline=True)
+def _judge(s, q, now, tokens):
+    """Whether its promise was kept until now, when a sequence has `tokens` tokens; TTFT and TPOT where it has some."""
+    request, o = s.requests[q.request], s.outcomes[q.request]
+    promise = s.tenants[request.tenant]
+    if tokens == 0:
+        o.attained = q.cancel - request.arrival_s <= promise.ttft_slo_s
+        return
+    o.ttft_s = q.first_token - request.arrival_s
+    o.tpot_s = (now - q.first_token) / (tokens - 1) if tokens > 1 else 0.0
+    o.attained = o.ttft_s <= promise.ttft_slo_s and o.tpot_s <= promise.tpot_slo_s
+
+
+@inner
 def fail(a, r, i, generated, state):
     """A sequence that has left the engine's lists ends badly, with `generated` tokens."""
     s = open_state(a)
@@ -199,6 +212,8 @@ def fail(a, r, i, generated, state):
     s.present[r, request.tenant] -= 1
     o = s.outcomes[q.request]
     o.state, o.replica, o.cached_tokens = state, r, max(0, q.cached)
+    if state == _CANCELLED:
+        _judge(s, q, c.now, generated)
     bookkeeping.end(
         open_book(a, q.gateway),
         c.now,
@@ -209,7 +224,7 @@ def fail(a, r, i, generated, state):
         generated,
         generated > 0,
         False,
-        False,
+        o.attained,
     )
     s.ended[c.n_ended] = q.request
     c.n_ended += 1
@@ -218,7 +233,7 @@ def fail(a, r, i, generated, state):
     free_slot(s, i)
 
 
-@njit
+@inner
 def _end(a, r, i, tokens):
     """A sequence has all its tokens: free its KV, report it, and let the cache keep the blocks of its output."""
     s = open_state(a)
@@ -231,11 +246,8 @@ def _end(a, r, i, tokens):
 
     o = s.outcomes[q.request]
     o.state, o.replica, o.cached_tokens, o.quality = _DONE, r, max(0, q.cached), s.replicas[r].quality
-    o.ttft_s = q.first_token - request.arrival_s
     o.e2e_s = now - request.arrival_s
-    o.tpot_s = (now - q.first_token) / (output - 1) if output > 1 else 0.0
-    promise = s.tenants[request.tenant]
-    o.attained = o.ttft_s <= promise.ttft_slo_s and o.tpot_s <= promise.tpot_slo_s
+    _judge(s, q, now, output)
     bookkeeping.end(
         open_book(a, q.gateway),
         now,
@@ -253,7 +265,7 @@ def _end(a, r, i, tokens):
     free_slot(s, i)
 
 
-@njit
+@inner
 def _stop_decoding(a, r, k):
     """Take the k-th decoding sequence out of the batch. Returns (sequence, computed tokens)."""
     s = open_state(a)
@@ -273,7 +285,7 @@ def _stop_decoding(a, r, k):
     return i, tokens
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _first_finish(s, r):
     e = s.engines[r]
     first = _NEVER
@@ -282,7 +294,7 @@ def _first_finish(s, r):
     e.first_finish = first
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _victim(s, r):
     """Who is preempted when KV runs out: an index into the decoding ones, or their number for the partial one."""
     e = s.engines[r]
@@ -297,7 +309,7 @@ def _victim(s, r):
     return victim
 
 
-@njit
+@inner
 def _preempt(a, r, victim):
     """Preempt a sequence: free its KV, and put it first in the queue, to be computed anew or swapped in."""
     s = open_state(a)
@@ -319,12 +331,12 @@ def _preempt(a, r, victim):
     s.usage[r].preemptions += 1
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _priority(s, i):
     return s.requests[s.sequences[i].request].priority
 
 
-@njit
+@inner
 def _drop_cancelled(a, r):
     """The clients of some sequences have left: end them, wherever they are."""
     s = open_state(a)
@@ -360,7 +372,7 @@ def _drop_cancelled(a, r):
             k += 1
 
 
-@njit
+@inner
 def _resize(a, r):
     """The KV memory of replica `r` has been changed."""
     s = open_state(a)
@@ -376,7 +388,7 @@ def _resize(a, r):
 # An iteration begins
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _prefill(s, a, r, i, chunk, have):
     """Schedule `chunk` prefill tokens of a sequence, beyond `have` KV blocks of its own. Returns their seconds."""
     c, e, q = s.cluster[0], s.engines[r], s.sequences[i]
@@ -393,7 +405,7 @@ def _prefill(s, a, r, i, chunk, have):
     return chunk_s(s.replicas[r], chunk, before)
 
 
-@njit
+@inner
 def _admit(a, r, budget):
     """Admit the waiting sequence that is next, if its chunk has room. Returns (tokens scheduled, seconds)."""
     s = open_state(a)
@@ -434,7 +446,7 @@ def _admit(a, r, budget):
     return chunk, _prefill(s, a, r, i, chunk, held * c.per_prefix)
 
 
-@njit
+@inner
 def plan(a, r):
     """Schedule the next iteration, or jump, of an engine that has just ended one, or was idle."""
     s = open_state(a)
@@ -447,7 +459,7 @@ def plan(a, r):
         pass  # a preemption emptied the batch: now its victims have room
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _batch_waits(s, r, now):
     """Static batching: whether an empty engine goes on waiting for a batch. If not, the batch is formed."""
     e, rep = s.engines[r], s.replicas[r]
@@ -463,7 +475,7 @@ def _batch_waits(s, r, now):
     return False
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _planned(s, a, r, now):
     c, e, rep = s.cluster[0], s.engines[r], s.replicas[r]
     column = e.counter & (c.block_tokens - 1)
@@ -535,13 +547,13 @@ def _planned(s, a, r, now):
     return True
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _floor(rep, e):
     """What a mixed iteration takes at least: then it does not grow with the prefill."""
     return iteration_s(rep, e.n_decode, e.context, 0.0) if e.n_decode > 0 else 0.0
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _jump(s, a, r):
     """How many iterations like the first run before a sequence ends, a prefill nears its end, or KV runs out."""
     c, e = s.cluster[0], s.engines[r]
@@ -570,7 +582,7 @@ def _jump(s, a, r):
 # … and ends
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def stream_to(s, a, r, now):
     """Let the gateways count the tokens that have come out of the running jump by `now`."""
     e = s.engines[r]
@@ -581,20 +593,20 @@ def stream_to(s, a, r, now):
             e.streamed = n
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _stream(s, a, r, steps):
     for g in range(s.streams.shape[1]):
         if s.streams[r, g] > 0:
             bookkeeping.stream(open_book(a, g), r, steps * s.streams[r, g])
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def kv_blocks(s, a, r):
     """KV blocks that sequences hold, as of the start of the running iteration or jump."""
     return s.engines[r].total_blocks - _available(s, a, r)
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def scrape(s, a, g, r, now):
     """Gateway `g` reads the metrics of replica `r`."""
     e, v = s.engines[r], open_book(a, g).views[r]
@@ -605,7 +617,7 @@ def scrape(s, a, g, r, now):
     v.scraped_at_s = now
 
 
-@njit
+@inner
 def complete(a, r):
     """End the running iteration or jump of replica `r`: tokens come out, sequences start to decode or end."""
     s = open_state(a)
@@ -644,7 +656,7 @@ def complete(a, r):
         _begin_decoding(a, r, vtc)
 
 
-@njit
+@inner
 def _end_finished(a, r):
     s = open_state(a)
     c, e = s.cluster[0], s.engines[r]
@@ -666,7 +678,7 @@ def _end_finished(a, r):
     e.n_decode, e.first_finish = kept, first
 
 
-@njit
+@inner
 def _begin_decoding(a, r, vtc):
     """The prefill of some sequences is complete: each gives a token."""
     s = open_state(a)

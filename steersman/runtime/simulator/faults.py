@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 
 from steersman.runtime import bookkeeping
-from steersman.runtime.compiled import njit
+from steersman.runtime.compiled import inner
 from steersman.runtime.errors import UserError
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.simulator import queue
@@ -64,12 +64,12 @@ def random_faults(
     return faults(rows)
 
 
-@njit
+@inner
 def strike(a, index):
     """The fault in row `index` of the table happens now."""
     s = open_state(a)
     fault = s.faults[index]
-    r = fault.replica
+    r = np.int64(fault.replica)
     kind, e, rep = fault.kind, s.engines[r], s.replicas[r]
     if kind == _CRASH:
         rep.up = 0
@@ -87,7 +87,7 @@ def strike(a, index):
         rep.up = 1
 
 
-@njit
+@inner
 def _crash(a, r):
     """Everything on replica `r` is lost: requests without a token are to be decided anew, the others failed."""
     s = open_state(a)
@@ -121,7 +121,7 @@ def _crash(a, r):
         bookkeeping.forget(open_book(a, g), r)
 
 
-@njit
+@inner
 def _lose(a, r, i, generated):
     s = open_state(a)
     c, q = s.cluster[0], s.sequences[i]

@@ -9,22 +9,22 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-from numba import carray, types
+from numba import types
 
 from steersman.runtime import bookkeeping
-from steersman.runtime.compiled import njit, pointer
+from steersman.runtime.compiled import address_of, caller, carray, copy_bytes, inner, njit, pointer
 from steersman.runtime.guard import guard
 from steersman.runtime.observation import WIDTH, encode
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.policy import SCORE, pick
 from steersman.runtime.simulator.engine import complete, enqueue, free_slot, plan, scrape, stream_to
 from steersman.runtime.simulator.faults import strike
-from steersman.runtime.simulator.state import open_book, open_state
+from steersman.runtime.simulator.state import CLUSTER, open_book, open_state
 
 _SHED = int(RequestState.SHED)
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def gateway_of(c, request):
     """The gateway at which a request arrives: drawn by a hash of its number."""
     if c.n_gateways == 1:
@@ -33,7 +33,7 @@ def gateway_of(c, request):
     return np.int64((mixed >> np.uint64(40)) % np.uint64(c.n_gateways))
 
 
-@njit
+@inner
 def _tick(a):
     """Faults that strike now, then metrics that are read now."""
     s = open_state(a)
@@ -54,8 +54,18 @@ def _tick(a):
     c.next_tick = after
 
 
-@njit
-def advance(a):
+@inner(inline=True)
+def _first(times):
+    """The index of the least, the first of equals."""
+    least = np.int64(0)
+    for k in range(1, len(times)):
+        if times[k] < times[least]:
+            least = np.int64(k)
+    return least
+
+
+@inner(inline=True)
+def _advance(a):
     """Run until a request needs a decision. Returns whether there is one; False: every request has ended."""
     s = open_state(a)
     c = s.cluster[0]
@@ -63,10 +73,8 @@ def advance(a):
     if arrival == np.inf and c.more:
         return False
     while c.retry < 0:
-        r, event = 0, s.due[0]
-        for k in range(1, len(s.due)):
-            if s.due[k] < event:
-                r, event = k, s.due[k]
+        r = _first(s.due)
+        event = s.due[r]
         if c.next_tick < event and c.next_tick <= arrival and min(event, arrival) < np.inf:
             _tick(a)
             continue
@@ -78,19 +86,19 @@ def advance(a):
     if c.retry >= 0:
         i = c.retry
         c.retry = s.sequences[i].next
-        c.pending, c.retried = s.sequences[i].request, 1
+        c.pending, c.retried, c.observed = s.sequences[i].request, 1, 0
         free_slot(s, i)
         return True
     if arrival == np.inf:
         return False
     c.now = arrival
-    c.pending, c.retried = c.next_request, 0
+    c.pending, c.retried, c.observed = c.next_request, 0, 0
     c.next_request += 1
     bookkeeping.arrive(open_book(a, gateway_of(c, c.pending)), arrival, s.requests[c.pending].tenant)
     return True
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _believed(s, a, r):
     """Prompt tokens of the pending request that its gateway believes to be cached on replica `r`."""
     c = s.cluster[0]
@@ -101,11 +109,12 @@ def _believed(s, a, r):
     )
 
 
-@njit
-def observe(a):
+@inner(inline=True)
+def _observe(a):
     """Encode the pending request and its guard mask."""
     s = open_state(a)
     c = s.cluster[0]
+    c.observed = 1
     q = s.requests[c.pending]
     g = gateway_of(c, c.pending)
     book = open_book(a, g)
@@ -120,7 +129,7 @@ def observe(a):
     _guard(s)
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def _guard(s):
     c = s.cluster[0]
     q = s.requests[c.pending]
@@ -130,19 +139,22 @@ def _guard(s):
     return mask
 
 
-@njit
-def apply(a, action):
-    """Carry out a decision for the pending request. A masked action sheds: nothing overrides the guard."""
+@inner(inline=True)
+def _apply(a, action):
     s = open_state(a)
     c = s.cluster[0]
     index = c.pending
     q = s.requests[index]
     g = gateway_of(c, index)
     book = open_book(a, g)
+    mask = carray(pointer(c.p_mask), (c.n_candidates,), np.bool_)
+    if not c.observed:
+        _guard(s)
+        if 0 <= action < len(s.engines):
+            s.matched[action] = _believed(s, a, action)
     c.pending = -1
     c.decisions += 1
     c.n_ended = 0
-    mask = carray(pointer(c.p_mask), (c.n_candidates,), np.bool_)
     if 0 <= action < len(s.engines) and mask[action]:
         believed = int(s.matched[action])
         capacity = s.replicas[action].kv_tokens // c.prefix_tokens
@@ -160,36 +172,49 @@ def apply(a, action):
         c.n_ended = 1
 
 
-@njit
-def next_decision(a):
-    """Advance to the next decision and observe it. Returns whether there is one."""
-    if not advance(a):
-        return False
-    observe(a)
-    return True
+STEP = types.int64(types.int64, types.int64, types.int64)
+STAY = -(1 << 62)  # no action
+_call_step = caller(STEP)
+
+
+def _step(a, action, look):
+    c = open_state(a).cluster[0]
+    if c.pending >= 0 and action != STAY:
+        _apply(a, action)
+    if c.pending < 0 and not _advance(a):
+        return 0
+    if look:
+        _observe(a)
+    return 1
+
+
+@functools.cache
+def step_address() -> int:
+    """Where the compiled step of a cluster stands, for `p_step`; it is compiled at the first call, not on import.
+
+    All other compiled code calls it there: this large function is compiled once, into nothing else.
+    """
+    return address_of(njit(STEP)(_step), STEP)
 
 
 @njit
-def step(a, action):
-    """Apply `action`, then advance to the next decision and observe it. Returns whether there is one."""
-    apply(a, action)
-    return next_decision(a)
+def step(a, action, look):
+    """Apply `action` to the request that awaits a decision, if one does, advance to the next, and observe it if `look`.
+
+    Returns 1 if there is one, 0 if every request has ended. A masked action sheds: nothing overrides the guard. STAY
+    applies nothing: it finds the first decision, or observes the present one again.
+    """
+    return _call_step(carray(pointer(a), (1,), CLUSTER)[0].p_step, (a, np.int64(action), np.int64(look)))
 
 
 @njit
 def replay(a, actions):
-    """Play the episode with given actions, int (D,), without observing. Returns the number of decisions."""
-    s = open_state(a)
+    """Play an episode with given actions, int32 (D,), without observing. Returns the number of decisions."""
     decisions = 0
-    while decisions < len(actions) and advance(a):
-        action = actions[decisions]
-        _guard(s)
-        if 0 <= action < len(s.engines):
-            s.matched[action] = _believed(s, a, action)
-        apply(a, action)
+    more = step(a, STAY, 0)
+    while more and decisions < len(actions):
+        more = step(a, actions[decisions], 0)
         decisions += 1
-    if decisions == len(actions):
-        advance(a)
     return decisions
 
 
@@ -200,14 +225,15 @@ def _run(a, function, params, memory, trace, actions):
     mask = carray(pointer(c.p_mask), (c.n_candidates,), np.bool_)
     scores = np.empty(len(mask))
     decisions = 0
-    while next_decision(a):
+    more = step(a, STAY, 1)
+    while more:
         function(rows, mask, params, memory[gateway_of(c, c.pending)], scores)
         action = pick(scores, mask)
         if decisions < len(actions):
             actions[decisions] = action
             if decisions < len(trace):
-                trace[decisions] = rows
-        apply(a, action)
+                copy_bytes(trace[decisions].ctypes.data, c.p_rows, 4 * rows.size)
+        more = step(a, action, 1)
         decisions += 1
     return decisions
 
@@ -216,10 +242,9 @@ def _run(a, function, params, memory, trace, actions):
 def run() -> Callable[..., int]:
     """The compiled function that plays an episode to its end under any compiled policy.
 
-    run()(a, function, params, memory, trace, actions) returns the number of decisions. `memory` float64 (G, M): one
-    a gateway. The first observations, as many as `trace` float32 (D, C, WIDTH) has room for, and the first actions,
-    int32 (E,), are kept. The policy is called through a pointer, so that one compilation serves them all; it happens
-    at the first call, not on import.
+    run()(a, function, params, memory, trace, actions) returns the number of decisions. `memory` float64 (G, M):
+    one a gateway. The first observations, as many as `trace` float32 (D, C, WIDTH) has room for, and the first actions,
+    int32 (E,), are kept. The policy is called through a pointer, so that one compilation serves them all.
     """
     signature = types.int64(
         types.int64,

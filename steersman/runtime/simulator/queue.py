@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from steersman.runtime.compiled import njit
+from steersman.runtime.compiled import inner
 from steersman.runtime.fleet import Queue
 
 _FCFS, _PRIORITY, _EDF, _SJF, _VTC = (int(order) for order in Queue)
 INPUT_TOKEN, OUTPUT_TOKEN = 1.0, 2.0  # what a virtual token counter counts for each
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def append(s, r, i):
     """Sequence `i` waits last."""
     e = s.engines[r]
@@ -22,7 +22,7 @@ def append(s, r, i):
     e.n_waiting += 1
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def prepend(s, r, i):
     """Sequence `i` waits first."""
     e = s.engines[r]
@@ -33,7 +33,7 @@ def prepend(s, r, i):
     e.n_waiting += 1
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def remove(s, r, before, i):
     """Sequence `i`, which stands after `before` (−1: first), waits no more."""
     e = s.engines[r]
@@ -48,7 +48,7 @@ def remove(s, r, before, i):
     e.n_waiting -= 1
 
 
-@njit
+@inner
 def _rank(s, r, i):
     """The key of a waiting sequence; the least is next."""
     q, order = s.sequences[i], s.replicas[r].queue
@@ -62,7 +62,7 @@ def _rank(s, r, i):
     return s.served[r, request.tenant]
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def following(s, r):
     """(the one before it in the list or −1, the sequence that is next); one must wait."""
     best = s.engines[r].first_waiting
@@ -78,9 +78,9 @@ def following(s, r):
     return before, best
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def enter(s, r, tenant):
-    """A sequence of `tenant` comes to replica `r`: one that had none there is lifted to the least of those that have."""
+    """A sequence of `tenant`, which is lifted to the least of those that have some, comes to replica `r`."""
     if s.present[r, tenant] == 0 and s.replicas[r].queue == _VTC:
         least = -1.0
         for t in range(len(s.tenants)):
@@ -90,7 +90,7 @@ def enter(s, r, tenant):
     s.present[r, tenant] += 1
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def serve(s, r, i, tokens):
     """Sequence `i` got `tokens` weighted tokens of work."""
     s.served[r, s.requests[s.sequences[i].request].tenant] += tokens

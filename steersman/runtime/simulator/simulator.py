@@ -15,7 +15,6 @@ from steersman.runtime.simulator import kernel
 from steersman.runtime.simulator.state import (
     FAULT,
     OUTCOME,
-    Shape,
     copy_state,
     layout,
     reset_state,
@@ -49,9 +48,9 @@ def outcome_columns(outcomes: np.ndarray) -> Outcomes:
 class SimulatedRuntime:
     """One simulated cluster.
 
-    After `reset`, `advance()` runs to the next decision and fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,);
-    `apply(action)` carries it out: a replica's index, or the last candidate to shed. `run(policy)` plays the rest
-    of the episode in compiled code.
+    After `reset`, `advance()` runs to the first decision and fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,);
+    `step(action)` carries it out and runs to the next: a replica's index, or the last candidate to shed. `run(policy)`
+    plays the rest of the episode in compiled code.
 
     candidates: C, at least replicas + 1 (the default); more leaves room for padding.
     gateways: how many share the fleet without sharing what they know.
@@ -80,7 +79,6 @@ class SimulatedRuntime:
             np.zeros(self.candidates, np.bool_),
             np.zeros(self.candidates, np.int8),
         )
-        self._shape: Shape | None = None
         self._buffer = np.zeros(0, np.uint8)
         self._requests: Requests | None = None
         self._outcomes = np.zeros(0, OUTCOME)
@@ -119,8 +117,7 @@ class SimulatedRuntime:
         tenants = len(requests.tenants)
         shape = shape_of(self.replicas, tenants, sequences, block_tokens, requests.block_tokens, self.gateways)
         record = layout(shape)
-        if shape != self._shape:
-            self._shape = shape
+        if len(self._buffer) < record["bytes"][0]:
             self._buffer = np.zeros(int(record["bytes"][0]), np.uint8)
             self.address = self._buffer.ctypes.data
         self._buffer[: record.nbytes] = record.view(np.uint8)
@@ -135,6 +132,7 @@ class SimulatedRuntime:
         for name, array in arrays.items():
             assert array.flags.c_contiguous, name
             cluster[f"p_{name}"] = array.ctypes.data
+        cluster["p_step"] = kernel.step_address()
         cluster["n_requests"], cluster["n_blocks"] = len(requests.table), len(requests.blocks)
         cluster["n_faults"], cluster["n_candidates"] = len(self._faults), self.candidates
 
@@ -143,17 +141,16 @@ class SimulatedRuntime:
         return view(self._buffer, section)
 
     def advance(self) -> bool:
-        """Run to the next decision. Returns whether there is one; False: every request has ended."""
+        """Run to the first decision, or observe the present one again. Returns whether there is one."""
         self._episode  # noqa: B018 (raises before the first reset)
-        return bool(kernel.next_decision(self.address))
-
-    def apply(self, action: int) -> None:
-        """Carry out the decision that is due. A masked action sheds."""
-        kernel.apply(self.address, action)
+        return bool(kernel.step(self.address, kernel.STAY, 1))
 
     def step(self, action: int) -> bool:
-        """`apply`, then `advance`, in one compiled call."""
-        return kernel.step(self.address, action)  # type: ignore[no-any-return]
+        """Carry out the decision that is due, and run to the next. Returns whether there is one.
+
+        A masked action sheds.
+        """
+        return bool(kernel.step(self.address, action, 1))
 
     def run(self, policy: CompiledPolicy, seed: int = 0) -> int:
         """Play the rest of the episode under `policy`. Returns the number of decisions."""
@@ -213,9 +210,7 @@ class SimulatedRuntime:
             row["max_num_seqs"] = max_num_seqs
         if token_budget is not None:
             if token_budget < row["max_num_seqs"]:
-                raise UserError(
-                    f"token_budget {token_budget}: expected at least max_num_seqs, {row['max_num_seqs']}"
-                )
+                raise UserError(f"token_budget {token_budget}: expected at least max_num_seqs, {row['max_num_seqs']}")
             row["token_budget"] = token_budget
 
     @property

@@ -1,7 +1,8 @@
 """The state of a simulated cluster: one flat byte buffer, viewed as structured arrays inside compiled code.
 
-Compiled functions take the buffer's address. It starts with a CLUSTER record that says where the sections are and where
-the read-only data of the episode stand, so that one function opens a cluster of any size, and a clone is a copy of bytes.
+Compiled functions take the buffer's address. It starts with a CLUSTER record that says where the sections are, and
+where the read-only data of the episode stand, so that one function opens a cluster of any size, and a clone is a copy
+of bytes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray
 
 from steersman.runtime import bookkeeping, prefixes
 from steersman.runtime.bookkeeping import FLEET_VIEW, TENANT_VIEW, VIEW, Bookkeeping
-from steersman.runtime.compiled import copy_bytes, njit, pointer
+from steersman.runtime.compiled import carray, copy_bytes, inner, njit, pointer
 from steersman.runtime.fleet import REPLICA
 from steersman.runtime.outcomes import USAGE
 from steersman.runtime.requests import REQUEST
@@ -92,7 +92,18 @@ OUTCOME = np.dtype(
 FAULT = np.dtype([("time_s", "f8"), ("value", "f8"), ("replica", "i4"), ("kind", "i4")], align=True)
 
 _SIZES = ("n_replicas", "n_tenants", "n_gateways", "n_sequences", "n_slots", "block_tokens", "n_nodes", "n_buckets")
-_SECTIONS = ("replicas", "engines", "due", "usage", "tenants", "served", "present", "streams", "decoding", "finish")
+_SECTIONS: tuple[str, ...] = (
+    "replicas",
+    "engines",
+    "due",
+    "usage",
+    "tenants",
+    "served",
+    "present",
+    "streams",
+    "decoding",
+    "finish",
+)
 _SECTIONS += ("finishing", "phase", "matched", "scrapes", "views", "tenant_views", "fleets", "tenant_inflight")
 _SECTIONS += ("trees", "ended", "sequences")
 
@@ -109,6 +120,7 @@ CLUSTER = np.dtype(
         ("retry", "i8"),  # first sequence whose request needs another decision, or −1
         ("pending", "i8"),  # request awaiting a decision, or −1
         ("retried", "i8"),  # 1: it was on a replica before
+        ("observed", "i8"),  # 1: rows and mask are those of the pending request
         ("n_ended", "i8"),  # entries of the ended log since the last decision
         ("free_slot", "i8"),  # head of the list of free sequences
         ("used_slots", "i8"),  # sequences from here on were never used
@@ -122,6 +134,7 @@ CLUSTER = np.dtype(
         ("bytes", "i8"),
         *((name, "i8") for name in _SIZES),
         *((f"at_{name}", "i8") for name in _SECTIONS),
+        ("p_step", "i8"),  # address of the compiled step
         # Addresses of data that stand beside the buffer, and their lengths.
         ("p_requests", "i8"),
         ("n_requests", "i8"),
@@ -255,7 +268,7 @@ def _align(offset: int) -> int:
 _VIEW, _TENANT_VIEW, _FLEET_VIEW, _SEQUENCE = (d.itemsize for d in (VIEW, TENANT_VIEW, FLEET_VIEW, SEQUENCE))
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def open_state(a):
     """The views of the cluster at address `a`."""
     cluster = carray(pointer(a), (1,), CLUSTER)
@@ -286,7 +299,7 @@ def open_state(a):
     )
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def open_book(a, g):
     """What gateway `g` knows."""
     c = carray(pointer(a), (1,), CLUSTER)[0]
@@ -301,7 +314,7 @@ def open_book(a, g):
     )
 
 
-@njit(forceinline=True)
+@inner(inline=True)
 def tree_of(s, a, r):
     """The true prefix cache of replica `r`."""
     return a + s.cluster[0].at_trees + r * s.cluster[0].tree_bytes
@@ -315,6 +328,7 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
     c.now, c.horizon, c.scrape_s = 0.0, horizon, scrape_s
     c.next_request, c.pending, c.n_ended, c.free_slot, c.inflight, c.decisions = 0, -1, 0, -1, 0, 0
     c.last_request, c.more, c.next_fault, c.retry, c.retried, c.used_slots = len(s.requests), 0, 0, -1, 0, 0
+    c.observed = 0
     c.prefix_tokens, c.per_prefix = prefix_tokens, prefix_tokens >> c.shift
     c.cancels = 0
     for i in range(len(s.requests)):
@@ -342,7 +356,7 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
                 s.scrapes[g, r] = scrape_s * (g * c.n_replicas + r) / (c.n_gateways * c.n_replicas)
 
 
-@njit
+@inner
 def clear_engine(a, r):
     """Empty replica `r`: nothing runs, nothing waits, nothing is cached."""
     s = open_state(a)
@@ -366,6 +380,7 @@ def copy_state(target, source):
     s = open_state(source)
     c = s.cluster[0]
     copy_bytes(target, source, c.at_trees)
+    open_state(target).cluster[0].observed = 0  # rows and mask are not copied
     for i in range(c.n_replicas * (1 + c.n_gateways)):
         at = c.at_trees + i * c.tree_bytes
         copy_bytes(target + at, source + at, prefixes.used_bytes(source + at))

@@ -21,6 +21,13 @@ from steersman.runtime.workload._blocks import separate
 from steersman.runtime.workload._source import Files, Source, Split, Stream, make_source
 
 
+class Leaving(Model):
+    """Clients that give up before their answer is complete."""
+
+    share: float = Field(gt=0, le=1, description="share of the clients that would")
+    mean_s: float = Field(gt=0, description="mean of the exponentially distributed time after which they leave")
+
+
 class WorkloadTenant(Tenant):
     """A tenant, and where its requests come from."""
 
@@ -30,6 +37,7 @@ class WorkloadTenant(Tenant):
     model: str | None = Field(default=None, description="the model that it asks for; default: any")
     regions: list[str] = Field(default=[], description="regions that may hold its data; default: any")
     priority: int = Field(default=0, description="higher is more urgent")
+    leaving: Leaving | None = Field(default=None, description="clients that cancel; default: none")
 
     @field_validator("source")
     @classmethod
@@ -107,6 +115,8 @@ class Workload(Model):
             table["tenant"], table["priority"] = index, tenant.priority
             table["model"] = _model_index(name, tenant.model, models)
             table["regions"] = _region_mask(name, tenant.regions, regions)
+            if tenant.leaving is not None:
+                table["cancel_s"] = _patience(tenant.leaving, len(table), seed, name)
             tables.append(table)
             blocks.append(stream.blocks + (index << 48))
             first += len(stream.blocks)
@@ -122,6 +132,13 @@ def _table(stream: Stream, first: int) -> np.ndarray:
         table[name] = getattr(stream, name)
     table["block_start"] = first + np.cumsum(stream.block_count) - stream.block_count
     return table
+
+
+def _patience(leaving: Leaving, count: int, seed: int, tenant: str) -> np.ndarray:
+    """Seconds after which each client leaves, (count,); 0: never."""
+    rng = np.random.default_rng([seed, zlib.crc32(tenant.encode()), 1])  # not the stream's: it stays what it was
+    leaves, after = rng.random(count) < leaving.share, rng.exponential(leaving.mean_s, count)
+    return np.where(leaves, np.maximum(after, 1e-3), 0.0)
 
 
 def _model_index(tenant: str, model: str | None, models: Sequence[str]) -> int:
