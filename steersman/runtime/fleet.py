@@ -24,6 +24,9 @@ REPLICA = np.dtype(
         ("prefill_a_s", "f8"),
         ("prefill_b_s", "f8"),
         ("prefill_c_s", "f8"),
+        ("decode_many_s", "f8"),
+        ("prefill_d_s", "f8"),
+        ("latency_s", "f8"),  # of the way to the engine and back, for its clients
         ("price_per_hour", "f8"),
         ("quality", "f8"),  # of its answers at its precision, 1: as the reference
         ("batch_wait_s", "f8"),
@@ -176,7 +179,8 @@ def set_profile(row: np.void, profile: CostProfile) -> None:
     row["decode_a_s"], row["decode_b_s"] = profile.decode_a_s, profile.decode_b_s_per_sequence
     row["decode_c_s"] = profile.decode_c_s_per_token
     row["prefill_a_s"], row["prefill_b_s"] = profile.prefill_a_s, profile.prefill_b_s_per_token
-    row["prefill_c_s"] = profile.prefill_c_s_per_token2
+    row["prefill_c_s"], row["prefill_d_s"] = profile.prefill_c_s_per_token2, profile.prefill_d_s_per_chunk
+    row["decode_many_s"], row["latency_s"] = profile.decode_many_s, profile.latency_s
 
 
 def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
