@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from steersman.runtime.config import Model, apply_sets, read_yaml, validate
 from steersman.runtime.cost import CostProfile, load_profile
 from steersman.runtime.errors import UserError
+from steersman.runtime.plugins import nearest
 
 # What a scheduler and the simulator know of a replica. The simulator reads it anew at every iteration, so that
 # limits and precision (hence coefficients) may change while it runs.
@@ -173,6 +175,23 @@ class Fleet(Model):
         return table
 
 
+def with_profiles(fleet: Fleet, profiles: Sequence[str]) -> Fleet:
+    """The fleet with other cost profiles: `PROFILE` for all groups, or `GROUP=PROFILE` for one.
+
+    Raises:
+        UserError: there is no such group or profile.
+    """
+    chosen = {group.name: group.profile for group in fleet.replicas}
+    for text in profiles:
+        name, equals, profile = text.rpartition("=")
+        if equals and name not in chosen:
+            raise UserError(f"--profile {text}: the fleet has no group {name!r}; {nearest(name, list(chosen))}")
+        load_profile(profile)
+        chosen.update({name: profile} if equals else dict.fromkeys(chosen, profile))
+    groups = [group.model_copy(update={"profile": chosen[group.name]}) for group in fleet.replicas]
+    return fleet.model_copy(update={"replicas": groups})
+
+
 def set_profile(row: np.void, profile: CostProfile) -> None:
     """Write a cost profile into one row of a REPLICA array."""
     row["overhead_s"] = profile.overhead_s
@@ -183,16 +202,22 @@ def set_profile(row: np.void, profile: CostProfile) -> None:
     row["decode_many_s"], row["latency_s"] = profile.decode_many_s, profile.latency_s
 
 
+def read_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
+    """As `load_fleet`, but the profiles need not exist yet."""
+    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
+    if duplicates:
+        raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
+    return fleet
+
+
 def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
     """The fleet in a YAML file.
 
     Raises:
         UserError: with what is wrong, in which key of which file.
     """
-    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
-    duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
-    if duplicates:
-        raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
+    fleet = read_fleet(path, sets)
     try:
         fleet.table()
     except UserError as error:
