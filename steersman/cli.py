@@ -23,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train schedulers for LLM inference by reinforcement learning, and run them.",
 )
+bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
+app.add_typer(bench, name="bench")
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
 
 Traces = Annotated[
@@ -159,6 +161,34 @@ def serve(
         port=port,
     )
     raise typer.Exit(code)
+
+
+@bench.command()
+def simulator(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    repeats: Annotated[int, typer.Option(help="Of each measurement; the median counts.", min=1)] = 5,
+    stream: Annotated[int, typer.Option(help="Requests of the streamed trace.", min=1)] = 10_000_000,
+    peer: Annotated[Path | None, typer.Option(help="A Python with ai-dynamo 1.2.1, to play the same trace.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture of how cost grows.", metavar="PNG")] = None,
+    traces: Traces = None,
+) -> None:
+    """Simulated requests per second, the cost of a decision and of a clone, and peak memory."""
+    import json
+
+    from steersman.training.bench.show import scaling_figure, tables
+    from steersman.training.bench.simulator import bench as measure
+
+    with console.status("compiling …") if not as_json else nullcontext() as status:
+        figures = measure(traces, peer, repeats, stream, status.update if status else lambda _: None)
+    if plot is not None:
+        scaling_figure(figures["scaling"]).savefig(plot, dpi=150)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    if traces is None:
+        console.print("without --traces DIR, no trace was played", highlight=False)
+    for table in tables(figures):
+        console.print(table, highlight=False)
 
 
 @app.command()

@@ -109,6 +109,7 @@ class Prediction(NamedTuple):
     tpot_s: float
     tpot_without_s: float
     ahead_tokens: float
+    prefill_load: float  # share of its time that prompts of the last seconds take
 
 
 @njit(forceinline=True)
@@ -140,7 +141,8 @@ def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output)
         ttft += 0.5 * (chunk_step if v.prefilling > 0.0 else decode_step)
 
     context = v.context_tokens + v.prompt_tokens
-    rest_of_time = 1.0 - min(0.9, prefill_load(now, rep, v))
+    load = v.prefill_rate * np.exp(-max(0.0, now - v.prefill_rate_at_s) / PREFILL_RATE_WINDOW_S) * rep.prefill_b_s
+    rest_of_time = 1.0 - min(0.9, load)
     without = iteration_s(rep, v.inflight, context, 0.0) / rest_of_time
     tpot = iteration_s(rep, v.inflight + 1.0, context + prompt_tokens, 0.0) / rest_of_time
 
@@ -148,14 +150,7 @@ def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output)
     short += max(0.0, context + prompt_tokens - rep.kv_tokens) / rep.kv_tokens
     ttft += short * expected_output * tpot
     prefill = chunk_s(rep, uncached_tokens, cached)
-    return Prediction(decode_step, prefill, ttft, tpot, without, ahead)
-
-
-@njit(forceinline=True)
-def prefill_load(now, replica, view):
-    """Share of a replica's time that prompts of the last seconds take."""
-    elapsed = max(0.0, now - view.prefill_rate_at_s)
-    return view.prefill_rate * np.exp(-elapsed / PREFILL_RATE_WINDOW_S) * replica.prefill_b_s
+    return Prediction(decode_step, prefill, ttft, tpot, without, ahead, load)
 
 
 @njit(forceinline=True)
@@ -212,7 +207,7 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[20] = logistic(8.0 * ttft_slack)
         row[21] = logistic(8.0 * tpot_slack)
         row[22] = max(-1e4, 1.0 - (context + prompt_tokens + expected) / rep.kv_tokens)
-        row[23] = prefill_load(now, rep, v)
+        row[23] = p.prefill_load
         row[24] = harmed
         row[25] = lost
         row[26] = rep.price_per_hour

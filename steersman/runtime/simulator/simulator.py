@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from steersman.runtime.cost import load_profile
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, set_profile
 from steersman.runtime.observation import WIDTH
-from steersman.runtime.outcomes import Episode, Outcomes
+from steersman.runtime.outcomes import Episode, Outcomes, State
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import kernel
@@ -16,8 +18,11 @@ from steersman.runtime.simulator.state import (
     FAULT,
     OUTCOME,
     copy_state,
+    count_blocks,
     layout,
+    move_blocks,
     reset_state,
+    shape_in,
     shape_of,
     view,
 )
@@ -90,8 +95,11 @@ class SimulatedRuntime:
         """The action that sheds."""
         return self.candidates - 1
 
-    def reset(self, requests: Requests, faults: np.ndarray | None = None) -> None:
-        """Start an episode on an empty cluster with cold caches. faults: a table made by `faults.faults`.
+    def reset(self, requests: Requests, faults: np.ndarray | None = None, more: bool = False) -> None:
+        """Start an episode on an empty cluster, whose caches are cold but for what was served before.
+
+        faults: a table made by `faults.faults`.
+        more: further requests will `follow`, so that it stops when the last of these has been decided.
 
         Raises:
             UserError: the prefix blocks of the workload do not fit the KV blocks of the fleet, or a fault names a
@@ -106,16 +114,79 @@ class SimulatedRuntime:
         for replica in self._faults["replica"]:
             if not 0 <= replica < len(self.replicas):
                 raise UserError(f"a fault names replica {replica}; the fleet has 0 to {len(self.replicas) - 1}")
-        self._open(requests, len(requests))
+        self._open(requests)
         self.view("replicas")[:] = self.replicas
         self.view("tenants")[:] = requests.tenant_table
-        reset_state(self.address, requests.block_tokens, requests.window_s, self.scrape_s)
+        reset_state(self.address, requests.block_tokens, np.inf if more else requests.window_s, self.scrape_s)
+        self.view("cluster")["more"] = more
+        if len(requests.before):
+            kernel.warm(self.address, requests.before)
 
-    def _open(self, requests: Requests, sequences: int) -> None:
+    def over(self) -> tuple[np.ndarray, Outcomes]:
+        """The requests that have ended, REQUEST (n,), and their outcomes."""
+        ended = self._outcomes["state"] != State.PENDING
+        return self.requests.table[ended], outcome_columns(self._outcomes[ended])
+
+    def follow(self, requests: Requests) -> tuple[np.ndarray, Outcomes]:
+        """Let further requests follow those that have arrived. What has ended leaves.
+
+        Returns what `over` does. The numbers of requests, as in `ended`, start anew.
+        """
+        ended, before, outcomes = self.over(), self.requests, self._outcomes
+        cluster = self.view("cluster")
+        stay = np.flatnonzero(outcomes["state"][: cluster["next_request"][0]] == State.PENDING)
+        old = before.table[stay]
+        own = int(old["block_count"].sum())
+        blocks = np.empty(own + count_blocks(self.address) + len(requests.blocks), np.int64)
+        table = np.concatenate([old, requests.table])
+        place = 0
+        for row, was in zip(table, old, strict=False):
+            count, start = was["block_count"], was["block_start"]
+            blocks[place : place + count] = before.blocks[start : start + count]
+            row["block_start"] = place
+            place += count
+        place = int(move_blocks(self.address, blocks, own))
+        blocks[place:] = requests.blocks
+        table["block_start"][len(stay) :] += place
+        number = np.full(len(before.table), -1, np.int32)
+        number[stay] = np.arange(len(stay))
+        self._renumber(number, len(table))
+        self._requests, self._outcomes = replace(requests, table=table, blocks=blocks), new_outcomes(len(table))
+        self._outcomes[: len(stay)] = outcomes[stay]
+        self._bind()
+        cluster = self.view("cluster")
+        cluster["next_request"], cluster["last_request"], cluster["n_ended"] = len(stay), len(table), 0
+        cluster["cancels"] |= bool(requests.table["cancel_s"].any())
+        return ended
+
+    def _renumber(self, number: np.ndarray, room: int) -> None:
+        """Give the requests in flight new numbers, by their old ones, and have room for `room` of them."""
+        cluster = self.view("cluster")
+        sequences = self.view("sequences")[: cluster["used_slots"][0]].copy()
+        sequences["request"] = number.take(sequences["request"], mode="clip")  # free slots have any number
+        if cluster["pending"] >= 0:
+            cluster["pending"] = number[cluster["pending"]]
+        shape = shape_in(cluster)._replace(sequences=max(room, len(sequences)))
+        record, kept = layout(shape), int(cluster["at_ended"][0])
+        if len(self._buffer) < record["bytes"][0]:
+            old, self._buffer = self._buffer, np.zeros(int(record["bytes"][0]), np.uint8)
+            self._buffer[:kept] = old[:kept]
+            self.address = self._buffer.ctypes.data
+        cluster = self.view("cluster")
+        for name in ("n_sequences", "at_sequences", "bytes"):
+            cluster[name] = record[name]
+        self.view("sequences")[: len(sequences)] = sequences
+
+    def finish(self) -> None:
+        """Nothing follows any more."""
+        self.view("cluster")["more"] = 0
+
+    def _open(self, requests: Requests) -> None:
         """Have a buffer of the right layout, bound to the episode's data."""
         block_tokens = self.fleet.block_tokens
-        tenants = len(requests.tenants)
-        shape = shape_of(self.replicas, tenants, sequences, block_tokens, requests.block_tokens, self.gateways)
+        shape = shape_of(
+            self.replicas, len(requests.tenants), len(requests), block_tokens, requests.block_tokens, self.gateways
+        )
         record = layout(shape)
         if len(self._buffer) < record["bytes"][0]:
             self._buffer = np.zeros(int(record["bytes"][0]), np.uint8)
@@ -126,7 +197,7 @@ class SimulatedRuntime:
 
     def _bind(self) -> None:
         """Tell the cluster where the data beside its buffer stand."""
-        cluster, requests = self.view("cluster")[0], self._episode
+        cluster, requests = self.view("cluster")[0], self.requests
         arrays = {"requests": requests.table, "blocks": requests.blocks, "outcomes": self._outcomes}
         arrays |= {"faults": self._faults, "rows": self.rows, "mask": self.mask, "reasons": self.reasons}
         for name, array in arrays.items():
@@ -142,7 +213,7 @@ class SimulatedRuntime:
 
     def advance(self) -> bool:
         """Run to the first decision, or observe the present one again. Returns whether there is one."""
-        self._episode  # noqa: B018 (raises before the first reset)
+        self.requests  # noqa: B018 (raises before the first reset)
         return bool(kernel.step(self.address, kernel.STAY, 1))
 
     def step(self, action: int) -> bool:
@@ -152,19 +223,22 @@ class SimulatedRuntime:
         """
         return bool(kernel.step(self.address, action, 1))
 
-    def run(self, policy: CompiledPolicy, seed: int = 0) -> int:
-        """Play the rest of the episode under `policy`. Returns the number of decisions."""
-        return self._play(policy, seed, 0, 0)[0]
+    def run(self, policy: CompiledPolicy, seed: int = 0, memory: np.ndarray | None = None) -> int:
+        """Play the rest of the episode under `policy`. Returns the number of decisions.
+
+        memory: float64 (gateways, M) that the policy goes on with; by default fresh ones, from `seed` on.
+        """
+        return self._play(policy, seed, 0, 0, memory)[0]
 
     def record(self, policy: CompiledPolicy, seed: int = 0, limit: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
         """`run`, keeping the first `limit` observations, (D, C, WIDTH) float32, and the actions (D,) on them."""
-        limit = min(limit, len(self._episode))
+        limit = min(limit, len(self.requests))
         decisions, trace, actions = self._play(policy, seed, limit, limit)
         return trace[:decisions], actions[:decisions]
 
     def routes(self, policy: CompiledPolicy, seed: int = 0) -> np.ndarray:
         """`run`, returning the action of every decision, int32 (D,), for `replay`."""
-        room = 2 * len(self._episode) + 1024  # requests of a crashed replica are decided anew
+        room = 2 * len(self.requests) + 1024  # requests of a crashed replica are decided anew
         decisions, _, actions = self._play(policy, seed, 0, room)
         return actions[:decisions]
 
@@ -175,10 +249,13 @@ class SimulatedRuntime:
         """
         return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
 
-    def _play(self, policy: CompiledPolicy, seed: int, keep: int, actions: int) -> tuple[int, np.ndarray, np.ndarray]:
-        self._episode  # noqa: B018 (raises before the first reset)
+    def _play(
+        self, policy: CompiledPolicy, seed: int, keep: int, actions: int, memory: np.ndarray | None = None
+    ) -> tuple[int, np.ndarray, np.ndarray]:
+        self.requests  # noqa: B018 (raises before the first reset)
         trace, taken = np.empty((keep, self.candidates, WIDTH), np.float32), np.empty(actions, np.int32)
-        memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
+        if memory is None:
+            memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
         decisions = kernel.run()(self.address, policy.function, policy.values, memory, trace, taken)
         return decisions, trace, taken
 
@@ -226,7 +303,7 @@ class SimulatedRuntime:
     @property
     def episode(self) -> Episode:
         """What happened so far."""
-        return Episode(self._episode, self.outcomes(), self.usage(), self._episode.window_s)
+        return Episode(self.requests, self.outcomes(), self.usage(), self.requests.window_s)
 
     def outcomes(self) -> Outcomes:
         """What became of every request so far; columns are views."""
@@ -238,7 +315,7 @@ class SimulatedRuntime:
 
     def clone(self, into: np.ndarray | None = None) -> np.ndarray:
         """A copy of the cluster's state, for `restore`; into: an older one, to be overwritten."""
-        into = np.empty_like(self._buffer) if into is None else into
+        into = np.zeros_like(self._buffer) if into is None else into
         copy_state(into.ctypes.data, self.address)
         return into
 
@@ -246,11 +323,34 @@ class SimulatedRuntime:
         """Return to a state that `clone` gave in this episode. Outcomes of later ends stay until overwritten."""
         copy_state(self.address, clone.ctypes.data)
 
+    def twin(self) -> SimulatedRuntime:
+        """Another runtime of the same make, to `adopt` the state of this one."""
+        return SimulatedRuntime(self.fleet, self.candidates, gateways=self.gateways, scrape_s=self.scrape_s)
+
+    def adopt(self, other: SimulatedRuntime) -> None:
+        """Become a copy of a runtime of the same make, which goes on by itself from here; requests are shared."""
+        size = int(other.view("cluster")["bytes"][0])
+        if len(self._buffer) < size:
+            self._buffer = np.zeros(size, np.uint8)
+            self.address = self._buffer.ctypes.data
+        copy_state(self.address, other.address)
+        if len(self._outcomes) != len(other._outcomes):
+            self._outcomes = np.zeros_like(other._outcomes)
+        self._outcomes[:] = other._outcomes
+        self._requests, self._faults = other._requests, other._faults
+        self._bind()
+
     def close(self) -> None:
         """Nothing to stop; runtimes of real replicas have."""
 
     @property
-    def _episode(self) -> Requests:
+    def records(self) -> np.ndarray:
+        """OUTCOME (N,): what `outcomes` has the columns of."""
+        return self._outcomes
+
+    @property
+    def requests(self) -> Requests:
+        """The requests of the episode."""
         if self._requests is None:
             raise RuntimeError("call reset() first")
         return self._requests

@@ -208,6 +208,11 @@ def shape_of(
     )
 
 
+def shape_in(cluster: np.ndarray) -> Shape:
+    """The sizes in a CLUSTER record (1,)."""
+    return Shape(*(int(cluster[name][0]) for name in _SIZES))
+
+
 def _sections(shape: Shape) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
     """Element and shape of each section, in the order in which they stand in the buffer."""
     r, t, g, m, s, b, n, _ = shape
@@ -221,16 +226,16 @@ def _sections(shape: Shape) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         "served": (real, (r, t)),
         "present": (number, (r, t)),
         "streams": (number, (r, g)),
-        "decoding": (number, (r, s)),
-        "finish": (np.dtype(np.int64), (r, s)),
-        "finishing": (number, (r, s)),
-        "phase": (number, (r, b)),
         "matched": (real, (r,)),
         "scrapes": (real, (g, r)),
         "views": (VIEW, (g, r)),
         "tenant_views": (TENANT_VIEW, (g, t)),
         "fleets": (FLEET_VIEW, (g, 1)),
         "tenant_inflight": (real, (g, r, t)),
+        "phase": (number, (r, b)),
+        "decoding": (number, (r, s)),
+        "finish": (np.dtype(np.int64), (r, s)),
+        "finishing": (number, (r, s)),
         "trees": (np.dtype(np.uint8), (1 + g, r, prefixes.size_bytes(n))),
         "ended": (number, (m + 1,)),
         "sequences": (SEQUENCE, (m,)),
@@ -256,7 +261,7 @@ def view(buffer: np.ndarray, section: str) -> np.ndarray:
     cluster: np.ndarray = buffer[: CLUSTER.itemsize].view(CLUSTER)
     if section == "cluster":
         return cluster
-    element, counts = _sections(Shape(*(int(cluster[name][0]) for name in _SIZES)))[section]
+    element, counts = _sections(shape_in(cluster))[section]
     start = int(cluster[f"at_{section}"][0])
     return buffer[start : start + element.itemsize * math.prod(counts)].view(element).reshape(counts)
 
@@ -386,3 +391,25 @@ def copy_state(target, source):
         copy_bytes(target + at, source + at, prefixes.used_bytes(source + at))
     copy_bytes(target + c.at_ended, source + c.at_ended, 4 * c.n_ended)
     copy_bytes(target + c.at_sequences, source + c.at_sequences, _SEQUENCE * c.used_slots)
+
+
+@njit
+def count_blocks(a):
+    """Blocks in all sets of prefixes of a cluster."""
+    c, total = carray(pointer(a), (1,), CLUSTER)[0], 0
+    for i in range(c.n_replicas * (1 + c.n_gateways)):
+        total += prefixes.head(a + c.at_trees + i * c.tree_bytes).size
+    return total
+
+
+@njit
+def move_blocks(a, target, at):
+    """Copy the blocks of all sets of prefixes to `target` int64, from `at` on, where they will be looked for.
+
+    Returns the end of what was written.
+    """
+    s = open_state(a)
+    c = s.cluster[0]
+    for i in range(c.n_replicas * (1 + c.n_gateways)):
+        at = prefixes.move(a + c.at_trees + i * c.tree_bytes, s.blocks, target, at)
+    return at
