@@ -8,8 +8,9 @@ behind p computed ones:
 
 One intercept, not two: a mixed iteration reads the weights once (and takes no less than its decodes alone would).
 Against the mixed steps of aiconfigurator-core 0.12.0 this errs by 3–10 % (dense models), less than summing both.
-decode_many and prefill_d are 0 but for engines on a CPU, where one row is multiplied by other code than several are, and
-chunks of different lengths are computed one after the other. For a fixed batch the time is linear in the iterations done.
+decode_many and prefill_d are 0 but for engines on a CPU, where one row is multiplied by other code than several are,
+and chunks of different lengths are computed one after the other. For a fixed batch the time of the n-th iteration is
+linear in n.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def measures(played: Sequence[Played], max_num_seqs: np.ndarray, seed: int = 0) 
     both = [(p.real.outcomes.state == State.DONE) & (p.replayed.outcomes.state == State.DONE) for p in played]
     for name in LATENCIES:
         real, simulated = (
-            np.concatenate([getattr(getattr(p, side).outcomes, f"{name}_s")[b] for p, b in zip(played, both, strict=True)])
+            np.concatenate(
+                [getattr(getattr(p, side).outcomes, f"{name}_s")[b] for p, b in zip(played, both, strict=True)]
+            )
             for side in ("real", "replayed")
         )
         if name == "tpot":  # an answer of one token has none
@@ -72,7 +74,9 @@ def measures(played: Sequence[Played], max_num_seqs: np.ndarray, seed: int = 0) 
             for statistic, function in STATISTICS.items():
                 found[f"{name}_{statistic}"] = _measure(real, simulated, function, rng)
     for name, function in (("throughput", throughput), ("occupancy", lambda e: occupancy(e, max_num_seqs))):
-        real, simulated = (np.array([function(e) for e in side]) for side in ([p.real for p in played], [p.replayed for p in played]))
+        real, simulated = (
+            np.array([function(e) for e in side]) for side in ([p.real for p in played], [p.replayed for p in played])
+        )
         found[name] = _measure(real, simulated, STATISTICS["mean"], rng)
     return found
 

@@ -12,7 +12,13 @@ from steersman.training.fidelity import Played
 
 REAL, SIMULATED = "#0072b2", "#d55e00"
 TARGET = {"mean": 0.08, "p50": 0.08, "p90": 0.15, "p99": 0.15}
-UNITS = {"ttft": (1.0, "s"), "e2e": (1.0, "s"), "tpot": (1e3, "ms"), "throughput": (1.0, "tok/s"), "occupancy": (100.0, "%")}
+UNITS = {
+    "ttft": (1.0, "s"),
+    "e2e": (1.0, "s"),
+    "tpot": (1e3, "ms"),
+    "throughput": (1.0, "tok/s"),
+    "occupancy": (100.0, "%"),
+}
 
 
 def metrics_table(report: dict[str, Any]) -> Table:

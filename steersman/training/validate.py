@@ -107,7 +107,7 @@ def _kept(episode: Episode) -> Episode:
 
 
 def _without_outputs(requests: Requests) -> Requests:
-    """The same requests, whose outputs are in nobody's prompt: real answers are not the text that prompts are made of."""
+    """The same requests, whose outputs are in nobody's prompt: real answers are not what prompts are made of."""
     table = requests.table.copy()
     table["block_count"] = table["prompt_blocks"]
     return replace(requests, table=table)

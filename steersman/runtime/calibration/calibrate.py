@@ -76,12 +76,12 @@ async def _drive(
     replicas = [(open_replica(name, group), group) for name, group in groups]
     async with aiohttp.ClientSession(auto_decompress=False) as session:
         try:
-            await asyncio.gather(*(r.start(session, lambda text: told(text)) for r, _ in replicas))
+            await asyncio.gather(*(r.start(session, told) for r, _ in replicas))
             for replica, group in replicas:
                 await stream(session, replica, group.model, "A first request warms it up.", 8)
             rounds = []
             for seed, share in (("fit", 1.0), ("held out", 0.5)):
-                phases = await drive_all(session, replicas, share * seconds, seed, lambda t, s=seed: told(f"{s}: {t}"))  # type: ignore[misc]
+                phases = await drive_all(session, replicas, share * seconds, seed, told)
                 tables = [
                     [steps(streams, group.token_budget) for streams in own]
                     for own, (_, group) in zip(phases, replicas, strict=True)
@@ -112,7 +112,7 @@ def _measured(
         hardware=hardware or (before.hardware if before else "as measured"),
         precision=before.precision if before else "as served",
         source=source,
-        error=f"{off}, on {len(held_out)} held-out iterations; {error(coefficients, seen)}, on the {len(seen)} of the fit",
+        error=f"{off}, on {len(held_out)} held-out iterations; {error(coefficients, seen)}, on {len(seen)} of the fit",
         overhead_s=0.0,
         **coefficients,
     )

@@ -113,7 +113,7 @@ async def drive_all(
     seen: list[list[list[Stream]]] = [[] for _ in replicas]
     for phase in range(phases):
         now = [level[min(phase, len(level) - 1)] for level in levels]
-        told(f"{' and '.join(map(str, sorted(set(now))))} clients, {seconds:.0f} s")
+        told(f"{seed}: {' and '.join(map(str, sorted(set(now))))} clients, {seconds:.0f} s")
         jobs = (
             drive(session, replica, group, clients, seconds, f"{seed} {r} {phase}")
             for r, ((replica, group), clients) in enumerate(zip(replicas, now, strict=True))

@@ -1,8 +1,8 @@
 """From the times at which tokens came back to the iterations of the engine, and what each of them computed.
 
 While a stream decodes, two of its tokens are one iteration apart. What an iteration prefilled is not seen, but where
-a prefill ended is: its last chunk is in the iteration that gives the first token. The engine is taken to be greedy: chunks
-fill the budget of each iteration that begins after the request was sent.
+a prefill ended is: its last chunk is in the iteration that gives the first token. The engine is taken to be greedy:
+chunks fill the budget of each iteration that begins after the request was sent.
 """
 
 from __future__ import annotations
