@@ -122,7 +122,7 @@ def test_streams_without_decodes_and_no_streams_give_what_there_is() -> None:
 
 
 def test_phases_go_past_the_batch_limit() -> None:
-    assert concurrencies(8) == [1, 2, 4, 8, 12]
+    assert concurrencies(8) == [1, 2, 4, 6, 8, 12]
     assert concurrencies(6) == [1, 2, 4, 6, 9]
     assert concurrencies(1) == [1, 2]
 
