@@ -73,10 +73,14 @@ def measures(played: Sequence[Played], max_num_seqs: np.ndarray, seed: int = 0) 
         if len(real):
             for statistic, function in STATISTICS.items():
                 found[f"{name}_{statistic}"] = _measure(real, simulated, function, rng)
-    for name, function in (("throughput", throughput), ("occupancy", lambda e: occupancy(e, max_num_seqs))):
-        real, simulated = (
-            np.array([function(e) for e in side]) for side in ([p.real for p in played], [p.replayed for p in played])
-        )
+    of_episodes: dict[str, Callable[[Episode], float]] = {
+        "throughput": throughput,
+        "occupancy": lambda episode: occupancy(episode, max_num_seqs),
+        "prefix_hit": prefix_hit,
+    }
+    for name, of_episode in of_episodes.items():
+        real = np.array([of_episode(p.real) for p in played])
+        simulated = np.array([of_episode(p.replayed) for p in played])
         found[name] = _measure(real, simulated, STATISTICS["mean"], rng)
     return found
 
@@ -116,6 +120,13 @@ def occupancy(episode: Episode, max_num_seqs: np.ndarray) -> float:
         held = np.minimum(np.cumsum(change[order]), limit)
         total += float((held * np.diff(edges)).sum() / limit)
     return total / episode.duration_s / len(max_num_seqs)
+
+
+def prefix_hit(episode: Episode) -> float:
+    """Prompt tokens that were cached, as a share of those of the requests that ended well; 0 if engines do not tell."""
+    done = episode.outcomes.state == State.DONE
+    prompts = int(episode.requests.table["prompt_tokens"][done].sum())
+    return float(episode.outcomes.cached_tokens[done].sum() / max(1, prompts))
 
 
 def mean_ttft(episode: Episode) -> float:

@@ -18,6 +18,7 @@ UNITS = {
     "tpot": (1e3, "ms"),
     "throughput": (1.0, "tok/s"),
     "occupancy": (100.0, "%"),
+    "prefix": (100.0, "%"),
 }
 
 

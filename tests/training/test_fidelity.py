@@ -83,12 +83,12 @@ def test_the_report_has_the_stated_shape_and_is_json(tmp_path: Path) -> None:
     assert [one["load"] for one in report["loads"]] == [0.5, 0.8]
     assert set(report["loads"][0]["metrics"]["ttft_mean"]) == {"real", "simulated", "error", "low", "high"}
     names = {f"{m}_{s}" for m in ("ttft", "tpot", "e2e") for s in ("mean", "p50", "p90", "p99")}
-    assert set(report["loads"][0]["metrics"]) == names | {"throughput", "occupancy"}
+    assert set(report["loads"][0]["metrics"]) == names | {"throughput", "occupancy", "prefix_hit"}
     assert report["kendall_tau"] == 1.0
     assert [(r["load"], r["by"]) for r in report["ranks"]] == [
         (load, by) for load in (0.5, 0.8) for by in ("ttft_mean", "goodput")
     ]
-    assert metrics_table(report).row_count == 14
+    assert metrics_table(report).row_count == 15
     assert ranks_table(report).row_count == 4
     cdf_figure(some).savefig(tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
