@@ -11,7 +11,6 @@ from rich.table import Table
 from steersman.training.fidelity import Played
 
 REAL, SIMULATED = "#0072b2", "#d55e00"
-TARGET = {"mean": 0.08, "p50": 0.08, "p90": 0.15, "p99": 0.15}
 UNITS = {
     "ttft": (1.0, "s"),
     "e2e": (1.0, "s"),

@@ -71,6 +71,6 @@ def non_negative(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def error(coefficients: dict[str, float], steps: np.ndarray) -> Error:
     """The error of coefficients on STEP (S,)."""
-    predicted = sum(column * coefficients[name] for name, column in terms(steps).items())
+    predicted = np.sum([column * coefficients[name] for name, column in terms(steps).items()], axis=0)
     seconds = steps["seconds"]
     return Error(float(np.median(np.abs(predicted / seconds - 1))), float(predicted.sum() / seconds.sum() - 1))
