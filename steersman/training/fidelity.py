@@ -193,6 +193,15 @@ def as_report(played: Sequence[Played], max_num_seqs: np.ndarray) -> dict[str, A
         )
     return {
         "loads": loads,
-        "ranks": [{**r._asdict(), "tau": r.tau if np.isfinite(r.tau) else None} for r in found],
+        "ranks": [_rank_json(r) for r in found],
         "kendall_tau": float(np.mean(taus)) if taus else None,
     }
+
+
+def _rank_json(rank: Rank) -> dict[str, Any]:
+    """Its fields; null for numbers that JSON does not know: the mean TTFT of nobody, the order of one policy."""
+    sides = {
+        side: {policy: value if np.isfinite(value) else None for policy, value in getattr(rank, side).items()}
+        for side in ("real", "simulated")
+    }
+    return {**rank._asdict(), **sides, "tau": rank.tau if np.isfinite(rank.tau) else None}

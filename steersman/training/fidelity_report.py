@@ -49,15 +49,17 @@ def ranks_table(report: dict[str, Any]) -> Table:
     for header in ("load", "by", "tau", "real, best first", "simulated, best first", "disagree"):
         table.add_column(header, justify="right" if header == "tau" else "left")
     for rank in report["ranks"]:
-        sign = -1 if rank["by"] == "goodput" else 1
-        orders = (
-            ", ".join(f"{p} {rank[side][p]:.3g}" for p in sorted(rank[side], key=lambda p: sign * rank[side][p]))
-            for side in ("real", "simulated")
-        )
+        orders = (_order(rank[side], rank["by"] == "goodput") for side in ("real", "simulated"))
         tau = "–" if rank["tau"] is None else f"{rank['tau']:.2f}"
         pairs = "; ".join(f"{a} / {b}" for a, b in rank["disagree"]) or "none"
         table.add_row(f"{rank['load']:g}", rank["by"].replace("_", " "), tau, *orders, pairs)
     return table
+
+
+def _order(values: dict[str, float | None], higher_is_better: bool) -> str:
+    known = {policy: value for policy, value in values.items() if value is not None}
+    best_first = sorted(known, key=lambda policy: known[policy], reverse=higher_is_better)
+    return ", ".join([*(f"{p} {known[p]:.3g}" for p in best_first), *(f"{p} –" for p in values if p not in known)])
 
 
 def cdf_figure(played: Sequence[Played]) -> Any:
