@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,9 @@ REPLICA = np.dtype(
         ("prefill_a_s", "f8"),
         ("prefill_b_s", "f8"),
         ("prefill_c_s", "f8"),
+        ("decode_many_s", "f8"),
+        ("prefill_d_s", "f8"),
+        ("latency_s", "f8"),  # of the way to the engine and back, for its clients
         ("price_per_hour", "f8"),
         ("quality", "f8"),  # of its answers at its precision, 1: as the reference
         ("batch_wait_s", "f8"),
@@ -204,13 +208,40 @@ class Fleet(Model):
         return table
 
 
+def with_profiles(fleet: Fleet, profiles: Sequence[str]) -> Fleet:
+    """The fleet with other cost profiles: `PROFILE` for all groups, or `GROUP=PROFILE` for one.
+
+    Raises:
+        UserError: there is no such group or profile.
+    """
+    chosen = {group.name: group.profile for group in fleet.replicas}
+    for text in profiles:
+        name, equals, profile = text.rpartition("=")
+        if equals and name not in chosen:
+            raise UserError(f"--profile {text}: the fleet has no group {name!r}; {nearest(name, list(chosen))}")
+        load_profile(profile)
+        chosen.update({name: profile} if equals else dict.fromkeys(chosen, profile))
+    groups = [group.model_copy(update={"profile": chosen[group.name]}) for group in fleet.replicas]
+    return fleet.model_copy(update={"replicas": groups})
+
+
 def set_profile(row: np.void, profile: CostProfile) -> None:
     """Write a cost profile into one row of a REPLICA array."""
     row["overhead_s"] = profile.overhead_s
     row["decode_a_s"], row["decode_b_s"] = profile.decode_a_s, profile.decode_b_s_per_sequence
     row["decode_c_s"] = profile.decode_c_s_per_token
     row["prefill_a_s"], row["prefill_b_s"] = profile.prefill_a_s, profile.prefill_b_s_per_token
-    row["prefill_c_s"] = profile.prefill_c_s_per_token2
+    row["prefill_c_s"], row["prefill_d_s"] = profile.prefill_c_s_per_token2, profile.prefill_d_s_per_chunk
+    row["decode_many_s"], row["latency_s"] = profile.decode_many_s, profile.latency_s
+
+
+def read_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
+    """As `load_fleet`, but the profiles need not exist yet."""
+    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
+    if duplicates:
+        raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
+    return fleet
 
 
 def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
@@ -219,10 +250,7 @@ def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
     Raises:
         UserError: with what is wrong, in which key of which file.
     """
-    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
-    duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
-    if duplicates:
-        raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
+    fleet = read_fleet(path, sets)
     try:
         fleet.table()
     except UserError as error:
