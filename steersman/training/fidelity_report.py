@@ -65,6 +65,7 @@ def _order(values: dict[str, float | None], higher_is_better: bool) -> str:
 def cdf_figure(played: Sequence[Played]) -> Any:
     """The CDFs of TTFT, TPOT and E2E, real and simulated, a row of panels a load, as a matplotlib figure."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     loads = list(dict.fromkeys(p.load for p in played))
     figure = Figure(figsize=(9.6, 0.7 + 2.2 * len(loads)), dpi=130, layout="constrained")
@@ -79,6 +80,7 @@ def cdf_figure(played: Sequence[Played]) -> Any:
                 share = 100 * (np.arange(len(values)) + 1) / max(1, len(values))
                 axes.plot(values, share, color=colour, linestyle=style, linewidth=1.6, label=label)
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.grid(alpha=0.25)
             axes.set_title(f"{name.upper()} at load {load:g}", fontsize=10, loc="left")
             axes.set_xlabel("seconds", fontsize=8)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import pytest
 
 from steersman.runtime.calibration import fleet_of_url, write
 from steersman.runtime.calibration.fit import error, fit, non_negative, terms
-from steersman.runtime.calibration.load import Stream, concurrencies
+from steersman.runtime.calibration.load import Stream, concurrencies, drive, stream
 from steersman.runtime.calibration.steps import STEP, steps
+from steersman.runtime.configs import find_config
 from steersman.runtime.cost import CostProfile, load_profile
 from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import load_fleet
+from steersman.runtime.replica._pool import open_replica
 
 TRUE = {
     "decode_a_s": 0.004,
@@ -143,3 +147,29 @@ def test_a_wrong_limit_is_one_sentence() -> None:
     limits = {"kv_tokens": 1000, "max_model_len": 100, "max_num_seqs": 64, "token_budget": 8}
     with pytest.raises(UserError, match="token_budget 8 must be at least max_num_seqs 64"):
         fleet_of_url("http://127.0.0.1:1", model="m", **limits)
+
+
+async def test_a_real_engine_can_be_driven_and_its_iterations_told_apart() -> None:
+    fleet = load_fleet(find_config("fleets", "local"))
+    replica, group = open_replica("slow", fleet.groups[1]), fleet.groups[1]
+    async with aiohttp.ClientSession(auto_decompress=False) as session:
+        try:
+            await replica.start(session, lambda _: None)
+            streams = await drive(session, replica, group, clients=2, seconds=1.0, seed="test")
+        finally:
+            await replica.stop()
+    assert len(streams) >= 2
+    assert all(s.sent_s < s.token_s[0] <= s.token_s[-1] <= s.ended_s for s in streams)
+    found = steps(streams, group.token_budget)
+    assert found["prefill_tokens"].sum() > 0
+    assert (found["seconds"] > 0).all()
+
+
+async def test_a_server_that_does_not_answer_is_one_sentence() -> None:
+    fleet = fleet_of_url(
+        "http://127.0.0.1:1", model="m", kv_tokens=1000, max_model_len=100, max_num_seqs=2, token_budget=8
+    )
+    replica = open_replica("m", fleet.groups[0])
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(UserError, match="http://127.0.0.1:1/v1/completions cannot be measured"):
+            await stream(session, replica, "m", "x", 1)
