@@ -129,7 +129,7 @@ class Engine:
 
     @property
     def sequences(self) -> list[Sequence]:
-        return self.decoding + self.finishing + ([self.partial] if self.partial else []) + self.waiting
+        return self.waiting + ([self.partial] if self.partial else []) + self.decoding + self.finishing
 
     # KV memory, in blocks
 

@@ -437,7 +437,8 @@ def _prefill(s, a, r, i, chunk, have):
 def _admit(a, r, budget):
     """Admit the waiting sequence that is next, if its chunk has room; fail it if the KV memory has become too small.
 
-    Returns (tokens scheduled: 0 where there is no room, −1 where it failed, seconds).
+    Returns (tokens scheduled: 0 where there is no room, −1 where it failed; seconds; whether it may come to fit while
+    nothing leaves: evicting a prefix block that it would have shared leaves free what decodes do not need of it).
     """
     s = open_state(a)
     c, e = s.cluster[0], s.engines[r]
@@ -447,7 +448,7 @@ def _admit(a, r, budget):
     if _blocks(c, q.target) > e.total_blocks:
         queue.remove(s, r, before, i)
         fail(a, r, i, q.generated, _FAILED)
-        return -1, 0.0
+        return -1, 0.0, False
     tree, prefix = tree_of(s, a, r), np.int32(c.prefix_tokens)
     found = prefixes.lookup(tree, s.blocks, request.block_start, request.prompt_blocks)
     m, idle = found.blocks, found.idle
@@ -456,16 +457,16 @@ def _admit(a, r, budget):
         idle = max(0, idle - 1)
     computed = max(m * prefix, q.swapped)
     chunk = min(q.target - computed, budget)
-    need = _blocks(c, computed + chunk) - m * c.per_prefix
-    if _available(s, a, r) - idle * c.per_prefix < need:
-        return 0, 0.0
+    lack = _blocks(c, computed + chunk) - m * c.per_prefix - _available(s, a, r) + idle * c.per_prefix
+    if lack > 0:
+        return 0, 0.0, idle > 0 and lack + e.free_blocks < c.per_prefix
     node, held = prefixes.hold(tree, s.blocks, request.block_start, m)
     if held < m:
         computed = max(held * prefix, q.swapped)
         chunk = min(q.target - computed, budget)
         if _available(s, a, r) < _blocks(c, computed + chunk) - held * c.per_prefix:
             prefixes.release(tree, node)
-            return 0, 0.0
+            return 0, 0.0, False
     queue.remove(s, r, before, i)
     if q.swapped > 0:
         e.extra_s += s.replicas[r].swap_s_per_token * max(0, q.swapped - held * prefix)
@@ -476,7 +477,7 @@ def _admit(a, r, budget):
         q.cached = computed
         if s.replicas[r].queue == _VTC:
             queue.serve(s, r, i, queue.INPUT_TOKEN * request.prompt_tokens)
-    return chunk, _prefill(s, a, r, i, chunk, held * c.per_prefix)
+    return chunk, _prefill(s, a, r, i, chunk, held * c.per_prefix), False
 
 
 @inner
@@ -520,7 +521,7 @@ def _planned(s, a, r, now, preempted):
         _preempt(a, r, _victim(s, r))
         preempted = True
     budget = max(0, rep.token_budget - e.n_decode)
-    prefill_s, scheduled = 0.0, 0
+    prefill_s, scheduled, close = 0.0, 0, False
     reserved = s.phase[r, column]  # for the decodes of this iteration
     _take(s, a, r, reserved)
     if e.partial >= 0 and budget > 0:
@@ -546,7 +547,7 @@ def _planned(s, a, r, now, preempted):
             and e.n_decode + e.n_finishing < rep.max_num_seqs
             and (not static or e.batch > 0)
         ):
-            tokens, seconds = _admit(a, r, budget - scheduled)
+            tokens, seconds, close = _admit(a, r, budget - scheduled)
             if tokens == 0:
                 break
             scheduled += max(0, tokens)
@@ -564,10 +565,9 @@ def _planned(s, a, r, now, preempted):
     else:
         e.beta = growth_s(rep, e.n_decode, e.chunk)
         alone = (preempted and e.n_waiting > 0) or e.extra_s > 0.0 or (e.chunk > 0 and rep_s <= _floor(rep, e))
-        if e.n_waiting > 0 and e.partial < 0 and e.n_decode < rep.max_num_seqs:
-            # The first has no room. But under VTC who is first changes with every token; and where its cached blocks
-            # are evicted for the decodes, what such a block has beyond the decodes' need may hold a small chunk.
-            alone = alone or rep.queue == _VTC or budget + c.block_tokens <= c.prefix_tokens
+        alone = alone or close
+        if rep.queue == _VTC and e.n_waiting > 0 and e.partial < 0 and e.n_decode < rep.max_num_seqs:
+            alone = True  # the first has no room, but who is first changes with every token
         e.steps = 1
         if not alone:
             _jump(s, a, r)
