@@ -43,8 +43,8 @@ class Situation:
     actions: list[int]
 
     def runtime(self) -> SimulatedRuntime:
-        made = fleet(*self.groups).model_copy(update={"block_tokens": self.block_tokens})
-        runtime = SimulatedRuntime(made, gateways=self.gateways, scrape_s=self.scrape_s)
+        changes = {"block_tokens": self.block_tokens, "gateways": self.gateways, "scrape_s": self.scrape_s}
+        runtime = SimulatedRuntime(fleet(*self.groups).model_copy(update=changes))
         for row, costs in zip(runtime.replicas, self.costs, strict=True):
             for name, seconds in zip(COEFFICIENTS, costs, strict=True):
                 row[name] = seconds

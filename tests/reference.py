@@ -27,7 +27,7 @@ def plain(row: np.void) -> Any:
 
 
 class Cache:
-    """The prefix blocks that a replica has in its KV memory: how many sequences hold each, and when it was last used."""
+    """The prefix blocks in the KV memory of a replica: how many sequences hold each, and when it was last used."""
 
     def __init__(self) -> None:
         self.holders: dict[int, int] = {}

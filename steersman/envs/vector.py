@@ -17,6 +17,7 @@ from steersman.envs.reward import Reward, find_reward
 from steersman.envs.spaces import action_space, observation_space
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
+from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Split, Workload
 
 
@@ -118,6 +119,11 @@ class DispatchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     def _infos(self) -> dict[str, Any]:
         return {"action_mask": self.action_masks(), "_action_mask": np.ones(self.num_envs, np.bool_)}
+
+    @property
+    def runtimes(self) -> list[SimulatedRuntime]:
+        """The simulated clusters, (B,)."""
+        return self._batch.runtimes
 
     def action_masks(self) -> np.ndarray:
         """bool (B, C): what the guard allows."""

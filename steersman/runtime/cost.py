@@ -3,11 +3,14 @@
 An iteration takes, with B decoding sequences whose contexts hold C tokens in all, and prefill chunks of n tokens
 behind p computed ones:
 
-    overhead + decode_a + decode_b·B + decode_c·C                                           (decodes only)
-    overhead + decode_b·B + decode_c·C + prefill_a + Σ (prefill_b·n + prefill_c·n·(p + n/2))  (with prefill)
+    overhead + decode_a + decode_b·B + decode_c·C  + (decode_many if B > 1)                              (decodes only)
+    overhead + decode_b·B + decode_c·C + prefill_a + Σ (prefill_d + prefill_b·n + prefill_c·n·(p + n/2))  (with prefill)
 
 One intercept, not two: a mixed iteration reads the weights once (and takes no less than its decodes alone would).
 Against the mixed steps of aiconfigurator-core 0.12.0 this errs by 3–10 % (dense models), less than summing both.
+decode_many and prefill_d are 0 but for engines on a CPU, where one row is multiplied by other code than several are,
+and chunks of different lengths are computed one after the other. For a fixed batch the time of the n-th iteration is
+linear in n.
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ class CostProfile(Model):
     prefill_a_s: float = Field(gt=0)
     prefill_b_s_per_token: float = Field(gt=0)
     prefill_c_s_per_token2: float = Field(ge=0)
+    decode_many_s: float = Field(default=0.0, ge=0, description="beyond decode_a_s, where more than one decodes")
+    prefill_d_s_per_chunk: float = Field(default=0.0, ge=0)
+    latency_s: float = Field(default=0.0, ge=0, description="what a client waits beyond the engine: HTTP, tokenising")
 
 
 @functools.cache
@@ -64,17 +70,18 @@ def profile_names() -> list[str]:
 @inner(inline=True)
 def chunk_s(replica, tokens, before):
     """Seconds that a prefill chunk of `tokens` behind `before` computed ones adds to an iteration."""
-    return tokens * (replica.prefill_b_s + replica.prefill_c_s * (before + 0.5 * tokens))
+    return replica.prefill_d_s + tokens * (replica.prefill_b_s + replica.prefill_c_s * (before + 0.5 * tokens))
 
 
 @inner(inline=True)
 def iteration_s(replica, decoding, context_tokens, prefill_s):
     """Seconds of an iteration of a REPLICA row; `prefill_s` is the sum of its chunks' `chunk_s`."""
     base = replica.decode_a_s
+    if decoding > 1:
+        base += replica.decode_many_s
     if prefill_s > 0.0:
-        base = replica.prefill_a_s + prefill_s
-        if decoding > 0:
-            base = max(base, replica.decode_a_s)
+        with_prefill = replica.prefill_a_s + prefill_s
+        base = max(base, with_prefill) if decoding > 0 else with_prefill
     return replica.overhead_s + base + replica.decode_b_s * decoding + replica.decode_c_s * context_tokens
 
 

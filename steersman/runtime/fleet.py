@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from steersman.runtime.config import Model, apply_sets, read_yaml, validate
 from steersman.runtime.cost import CostProfile, load_profile
 from steersman.runtime.errors import UserError
+from steersman.runtime.plugins import nearest
 
 # What a scheduler and the simulator know of a replica. The simulator reads it anew at every iteration, so that
 # limits and precision (hence coefficients) may change while it runs.
@@ -24,6 +26,9 @@ REPLICA = np.dtype(
         ("prefill_a_s", "f8"),
         ("prefill_b_s", "f8"),
         ("prefill_c_s", "f8"),
+        ("decode_many_s", "f8"),
+        ("prefill_d_s", "f8"),
+        ("latency_s", "f8"),  # of the way to the engine and back, for its clients
         ("price_per_hour", "f8"),
         ("quality", "f8"),  # of its answers at its precision, 1: as the reference
         ("batch_wait_s", "f8"),
@@ -116,6 +121,23 @@ class ReplicaGroup(Model):
         return self
 
 
+class Fault(Model):
+    """What happens to one replica, and when."""
+
+    at_s: float = Field(ge=0, description="seconds after the start of an episode")
+    replica: str
+    kind: Literal["crash", "start", "slow", "drain", "resume"]
+    factor: float = Field(default=2.0, gt=0, description="slow: so many times as long does an iteration take")
+
+
+class RandomFaults(Model):
+    """Every replica is well and unwell for exponentially distributed times."""
+
+    mean_up_s: float = Field(gt=0)
+    mean_down_s: float = Field(gt=0)
+    slow: float = Field(default=1.0, ge=1, description="above 1: it does not crash, but is so many times slower")
+
+
 class Fleet(Model):
     """A fleet file."""
 
@@ -124,6 +146,22 @@ class Fleet(Model):
         default=16, ge=1, le=1024, description="tokens of one block of the paged KV cache, a power of two"
     )
     replicas: list[ReplicaGroup] = Field(min_length=1)
+    gateways: int = Field(
+        default=1, ge=1, le=64, description="that share the fleet, but not what they know; simulated only"
+    )
+    scrape_s: float = Field(
+        default=0.0, ge=0, description="seconds between two readings of a replica's metrics, 0: always fresh; simulated"
+    )
+    faults: list[Fault] = Field(default=[], description="simulated only")
+    random_faults: RandomFaults | None = Field(default=None, description="besides; simulated only")
+
+    @model_validator(mode="after")
+    def _faults_name_replicas(self) -> Fleet:
+        for i, fault in enumerate(self.faults):
+            if fault.replica not in self.names:
+                hint = nearest(fault.replica, self.names)
+                raise ValueError(f"faults.{i}: there is no replica {fault.replica!r}; {hint}")
+        return self
 
     @field_validator("block_tokens")
     @classmethod
@@ -170,13 +208,40 @@ class Fleet(Model):
         return table
 
 
+def with_profiles(fleet: Fleet, profiles: Sequence[str]) -> Fleet:
+    """The fleet with other cost profiles: `PROFILE` for all groups, or `GROUP=PROFILE` for one.
+
+    Raises:
+        UserError: there is no such group or profile.
+    """
+    chosen = {group.name: group.profile for group in fleet.replicas}
+    for text in profiles:
+        name, equals, profile = text.rpartition("=")
+        if equals and name not in chosen:
+            raise UserError(f"--profile {text}: the fleet has no group {name!r}; {nearest(name, list(chosen))}")
+        load_profile(profile)
+        chosen.update({name: profile} if equals else dict.fromkeys(chosen, profile))
+    groups = [group.model_copy(update={"profile": chosen[group.name]}) for group in fleet.replicas]
+    return fleet.model_copy(update={"replicas": groups})
+
+
 def set_profile(row: np.void, profile: CostProfile) -> None:
     """Write a cost profile into one row of a REPLICA array."""
     row["overhead_s"] = profile.overhead_s
     row["decode_a_s"], row["decode_b_s"] = profile.decode_a_s, profile.decode_b_s_per_sequence
     row["decode_c_s"] = profile.decode_c_s_per_token
     row["prefill_a_s"], row["prefill_b_s"] = profile.prefill_a_s, profile.prefill_b_s_per_token
-    row["prefill_c_s"] = profile.prefill_c_s_per_token2
+    row["prefill_c_s"], row["prefill_d_s"] = profile.prefill_c_s_per_token2, profile.prefill_d_s_per_chunk
+    row["decode_many_s"], row["latency_s"] = profile.decode_many_s, profile.latency_s
+
+
+def read_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
+    """As `load_fleet`, but the profiles need not exist yet."""
+    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
+    if duplicates:
+        raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
+    return fleet
 
 
 def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
@@ -185,10 +250,7 @@ def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
     Raises:
         UserError: with what is wrong, in which key of which file.
     """
-    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
-    duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
-    if duplicates:
-        raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
+    fleet = read_fleet(path, sets)
     try:
         fleet.table()
     except UserError as error:

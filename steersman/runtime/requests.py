@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Requests:
     block_tokens: int
     tenants: Mapping[str, Tenant]
     duration_s: float = 0.0  # length of the arrival window, over which rates are taken; 0: up to the last arrival
+    # REQUEST: served before the episode, oldest first, so that their prompts are cached when it starts.
+    before: np.ndarray = field(default_factory=lambda: np.zeros(0, REQUEST))
 
     @property
     def tenant_table(self) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from steersman.runtime.configs import config_files
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, load_fleet
 from steersman.runtime.replica import KIND, Scraped
-from steersman.runtime.replica._measure import Sample, fit_decode, fit_prefill
 from steersman.runtime.replica._metrics import parse, slots_use
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._text import prompt_text
@@ -148,21 +146,3 @@ def test_equal_blocks_give_equal_text_and_different_ones_do_not() -> None:
     assert one[:64] == two[:64]
     assert one[64:] != two[64:]
     assert prompt_text(np.array([1, 2]), 64, 150, own=0, salt="b").split() != one
-
-
-def test_the_fit_finds_the_coefficients_that_made_the_samples() -> None:
-    rng = random.Random(0)
-    lengths = [16, 64, 128, 256, 512, 1024]
-    prefill = [(n, -(-n // 128) * 0.01 + 0.003 * n + 1e-6 * n * n / 2) for n in lengths]
-    found, mean, worst = fit_prefill(prefill, 128)
-    assert found == pytest.approx([0.01, 0.003, 1e-6], rel=1e-6)
-    assert worst < 1e-9
-    decode = [Sample(b, c, 0.005 + 0.006 * b + 1e-5 * c) for b in (1, 2, 4, 8) for c in (rng.randrange(5000), 40)]
-    found, mean, worst = fit_decode(decode)
-    assert found == pytest.approx([0.005, 0.006, 1e-5], rel=1e-6)
-    assert mean <= worst < 1e-9
-
-
-def test_a_fit_has_no_negative_coefficients() -> None:
-    found, _, _ = fit_decode([Sample(1, 10, 0.02), Sample(2, 20, 0.018), Sample(4, 40, 0.017), Sample(8, 900, 0.016)])
-    assert found.min() >= 0

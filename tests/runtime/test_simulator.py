@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,6 @@ from simulated import FASTEST, episode, fleet
 from steersman.runtime.cost import load_profile
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.outcomes import State, summarise
-from steersman.runtime.prefixes import HEAD
 from steersman.runtime.simulator import SimulatedRuntime
 
 H100 = load_profile("llama-3.1-8b-h100-bf16")
@@ -204,7 +205,7 @@ def test_conservation(seed, kv, slots, budget, rate):
     assert sorted(ended) == list(range(len(requests)))
     engines, outcomes = runtime.view("engines"), runtime.outcomes()
     assert (outcomes.state != State.PENDING).all()
-    heads = runtime.view("trees")[0, :, : HEAD.itemsize].copy().view(HEAD)[:, 0]
+    heads = runtime.view("sets")[0]
     blocks_of_entry = requests.block_tokens // runtime.fleet.block_tokens
     assert (engines["free_blocks"] + heads["idle"] * blocks_of_entry == engines["total_blocks"]).all()
     assert (heads["idle"] == heads["size"]).all()
@@ -246,3 +247,16 @@ def test_summary_adds_up():
     assert sum(r.share for r in summary.replicas) == pytest.approx(1.0)
     assert summary.goodput_rps == pytest.approx(summary.attainment * summary.offered_rps)
     assert 0 < summary.busy <= 1
+
+
+def test_what_was_served_before_is_cached():
+    requests = episode([-2.0, -1.0, 0.0], [640, 640, 640], [1, 1, 1], prefixes=[0, 1, 1])
+    warm = replace(requests, table=requests.table[2:], before=requests.table[:2])
+    runtime = SimulatedRuntime(fleet({}, {}))
+    runtime.reset(warm)
+    assert runtime.advance()
+    assert runtime.rows[:2, COLUMN["matched_tokens"]].tolist() == [0, 640 - 1]  # in turn: the second replica had it
+    runtime.step(1)
+    assert runtime.outcomes().cached_tokens.tolist() == [576]
+    cold = play(replace(warm, before=warm.before[:0]), {}, {}).outcomes()
+    assert cold.cached_tokens.tolist() == [0]

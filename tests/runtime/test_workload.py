@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from steersman.runtime import plugins
-from steersman.runtime.configs import config_files
+from steersman.runtime.configs import config_files, find_config
 from steersman.runtime.errors import UserError
 from steersman.runtime.requests import Requests
 from steersman.runtime.workload import Workload, load_workload
@@ -222,3 +222,26 @@ def test_a_relative_path_is_read_as_yaml(tmp_path):
     path = tmp_path / "w.yaml"
     path.write_text(Path(SHIPPED["smoke"]).read_text())
     assert len(load_workload(path).sample(0)) > 0
+
+
+def test_a_warm_workload_has_requests_before_its_episode():
+    cold = load_workload(find_config("workloads", "default"))
+    warm = load_workload(find_config("workloads", "default"), ["warm_s=30"])
+    requests = warm.sample(3, duration_s=20)
+    assert (requests.before["arrival_s"] < 0).all()
+    assert requests.before["arrival_s"].min() > -30
+    assert len(requests.before) == pytest.approx(1.5 * len(requests), rel=0.3)
+    assert ((requests.table["arrival_s"] >= 0) & (requests.table["arrival_s"] < 20)).all()
+    assert len(cold.sample(3).before) == 0
+
+
+def test_clients_leave_as_the_workload_says_without_another_change():
+    plain = load_workload(find_config("workloads", "steady"))
+    name = next(iter(plain.tenants))
+    changed = [f"tenants.{name}.leaving.share=0.3", f"tenants.{name}.leaving.mean_s=5"]
+    left = load_workload(find_config("workloads", "steady"), changed).sample(1, duration_s=3000).table
+    cancels = left["cancel_s"] > 0
+    assert cancels.mean() == pytest.approx(0.3, abs=0.03)
+    assert left["cancel_s"][cancels].mean() == pytest.approx(5, rel=0.1)
+    before = plain.sample(1, duration_s=3000).table
+    assert all((left[n] == before[n]).all() for n in left.dtype.names if n != "cancel_s")

@@ -223,7 +223,7 @@ def _judge(s, q, now, tokens):
     if tokens == 0:
         o.attained = q.cancel - request.arrival_s <= promise.ttft_slo_s
         return
-    o.ttft_s = q.first_token - request.arrival_s
+    o.ttft_s = q.first_token - request.arrival_s + s.replicas[o.replica].latency_s
     o.tpot_s = (now - q.first_token) / (tokens - 1) if tokens > 1 else 0.0
     o.attained = o.ttft_s <= promise.ttft_slo_s and o.tpot_s <= promise.tpot_slo_s
 
@@ -271,7 +271,7 @@ def _end(a, r, i, tokens):
 
     o = s.outcomes[q.request]
     o.state, o.replica, o.cached_tokens, o.quality = _DONE, r, max(0, q.cached), s.replicas[r].quality
-    o.e2e_s = now - request.arrival_s
+    o.e2e_s = now - request.arrival_s + s.replicas[r].latency_s
     _judge(s, q, now, output)
     bookkeeping.end(
         open_book(a, q.gateway),

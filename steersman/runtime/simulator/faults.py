@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -10,7 +11,9 @@ import numpy as np
 from steersman.runtime import bookkeeping
 from steersman.runtime.compiled import inner
 from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import Fleet
 from steersman.runtime.outcomes import State as RequestState
+from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import queue
 from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to, use
 from steersman.runtime.simulator.state import FAULT, clear_engine, open_book, open_state
@@ -62,6 +65,16 @@ def random_faults(
             rows.append((time_s, replica, Kind.START, 1.0))
             time_s += rng.exponential(mean_up_s)
     return faults(rows)
+
+
+def faults_of(fleet: Fleet, requests: Requests) -> np.ndarray:
+    """The FAULT table of a fleet for one episode; the same requests meet the same random faults."""
+    table = faults([(f.at_s, fleet.names.index(f.replica), Kind[f.kind.upper()], f.factor) for f in fleet.faults])
+    if (random := fleet.random_faults) is not None:
+        seed = zlib.crc32(requests.table["arrival_s"].tobytes())
+        more = random_faults(len(fleet.names), requests.window_s, seed, **random.model_dump())
+        table = np.concatenate([table, more])
+    return table[np.argsort(table["time_s"], kind="stable")]
 
 
 @inner

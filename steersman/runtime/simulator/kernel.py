@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from numba import types
 
-from steersman.runtime import bookkeeping
+from steersman.runtime import bookkeeping, prefixes
 from steersman.runtime.compiled import address_of, caller, carray, copy_bytes, inner, njit, pointer
 from steersman.runtime.guard import guard
 from steersman.runtime.observation import WIDTH, encode
@@ -19,7 +19,7 @@ from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.policy import SCORE, pick
 from steersman.runtime.simulator.engine import complete, enqueue, free_slot, plan, scrape, stream_to
 from steersman.runtime.simulator.faults import strike
-from steersman.runtime.simulator.state import CLUSTER, open_book, open_state
+from steersman.runtime.simulator.state import CLUSTER, open_book, open_state, tree_of
 
 _SHED = int(RequestState.SHED)
 
@@ -170,6 +170,33 @@ def _apply(a, action):
         bookkeeping.settle(book, q.tenant, False)
         s.ended[0] = index
         c.n_ended = 1
+
+
+@njit
+def warm(a, rows):
+    """Before the first decision: the prompts of `rows`, REQUEST, were served by the replicas in turn, oldest first.
+
+    Each is in the cache of its replica, and believed to be by the gateway that sent it.
+    """
+    s = open_state(a)
+    c, turn = s.cluster[0], 0
+    mask = carray(pointer(c.p_mask), (c.n_candidates,), np.bool_)
+    reasons = carray(pointer(c.p_reasons), (c.n_candidates,), np.int8)
+    for i in range(len(rows)):
+        q = rows[i]
+        if guard(s.replicas, q.prompt_tokens, q.max_tokens, q.model, q.regions, mask, reasons) == 0:
+            continue
+        while not mask[turn % c.n_replicas]:
+            turn += 1
+        r = turn % c.n_replicas
+        turn += 1
+        capacity = s.replicas[r].kv_tokens // c.prefix_tokens
+        believed = bookkeeping.belief(open_book(a, gateway_of(c, i)), r)
+        for tree in (tree_of(s, a, r), believed):
+            prefixes.touch(tree, s.blocks, q.block_start, np.int64(q.prompt_blocks), capacity)
+    for r in range(c.n_replicas):
+        e = s.engines[r]
+        e.free_blocks = e.total_blocks - prefixes.head(tree_of(s, a, r)).size * c.per_prefix
 
 
 STEP = types.int64(types.int64, types.int64, types.int64)

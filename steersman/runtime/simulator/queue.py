@@ -69,7 +69,7 @@ def _rank(s, r, i):
 
 @inner(inline=True)
 def following(s, r):
-    """(the one before it in the list or −1, the sequence that is next); one must wait, of the batch where it is static."""
+    """(the one before it or −1, the sequence that is next); one must wait, of the batch where it is static."""
     rep = s.replicas[r]
     if rep.batching == _STATIC:
         return _least(s, r, 1)

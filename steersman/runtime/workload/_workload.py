@@ -55,6 +55,9 @@ class Workload(Model):
 
     description: str = Field(description="one sentence")
     duration_s: float = Field(default=120.0, gt=0, le=1e6, description="length of an episode's arrival window")
+    warm_s: float = Field(
+        default=0.0, ge=0, le=1e6, description="caches start as so many seconds of requests before would have left them"
+    )
     block_tokens: int = Field(default=64, ge=16, multiple_of=16, description="tokens of a prefix block")
     tenants: dict[str, WorkloadTenant] = Field(min_length=1, max_length=1024)
     _files: Files = PrivateAttr(default=Files(None))
@@ -105,7 +108,7 @@ class Workload(Model):
         for index, (name, tenant) in enumerate(self.tenants.items()):
             stream = tenant.made_source.stream(
                 np.random.default_rng([seed, zlib.crc32(name.encode())]),
-                duration_s=duration_s,
+                duration_s=self.warm_s + duration_s,
                 load=load,
                 split=split,
                 block_tokens=self.block_tokens,
@@ -122,7 +125,10 @@ class Workload(Model):
             first += len(stream.blocks)
         merged = np.concatenate(tables)
         merged = merged[np.argsort(merged["arrival_s"], kind="stable")]
-        return Requests(merged, separate(np.concatenate(blocks), seed), self.block_tokens, self.tenants, duration_s)
+        merged["arrival_s"] -= self.warm_s
+        first = int(np.searchsorted(merged["arrival_s"], 0.0))
+        joined = separate(np.concatenate(blocks), seed)
+        return Requests(merged[first:], joined, self.block_tokens, self.tenants, duration_s, merged[:first])
 
 
 def _table(stream: Stream, first: int) -> np.ndarray:

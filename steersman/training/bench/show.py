@@ -1,0 +1,60 @@
+"""What the benchmarks print and draw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+
+def tables(figures: dict[str, Any]) -> list[Table]:
+    """The figures of `simulator.bench` for a terminal."""
+    title = f"{figures['machine']}; one core, after compilation, median of {figures['repeats']}"
+    made = []
+    if figures["scenarios"]:
+        made.append(_table(title, ("trace", "policy", "requests", "requests/s", "best", "peer", "ratio")))
+        for s in figures["scenarios"]:
+            peer = (f"{s['peer_requests_per_s']:,.0f}", f"{s['ratio']:.0f}x") if "ratio" in s else ("", "")
+            rates = (f"{s['requests_per_s']:,.0f}", f"{s['best_requests_per_s']:,.0f}")
+            made[-1].add_row(s["name"], s["policy"], f"{s['requests']:,}", *rates, *peer)
+    made.append(_table("" if made else title, ("what", "figure")))
+    for text, name in (
+        ("one step of the environment, 8 replicas (µs)", "env_step_us"),
+        ("one decision in a batch of 64 clusters of 8 replicas (µs)", "batched_decision_us"),
+        ("a clone, 8 replicas, 500 requests in flight (µs)", "clone_us"),
+        ("its restoration (µs)", "restore_us"),
+    ):
+        made[-1].add_row(text, f"{figures[name]:.2f}")
+    stream = f"peak memory of a process that streams {figures['stream_requests']:,} requests (MiB)"
+    made[-1].add_row(stream, f"{figures['peak_mib']:.0f}, {figures['peak_before_mib']:.0f} before it began")
+    made[-1].add_row("streamed requests/s, making them included", f"{figures['stream_requests_per_s']:,.0f}")
+    made.append(_table("", ("replicas, equally loaded", "requests/s")))
+    for row in figures["scaling"]:
+        made[-1].add_row(str(row["replicas"]), f"{row['requests_per_s']:,.0f}")
+    return made
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 or column == "policy" else "right")
+    return table
+
+
+def scaling_figure(scaling: list[dict[str, Any]]) -> Figure:
+    """Requests per second over the number of replicas."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    sizes, rates = ([row[name] for row in scaling] for name in ("replicas", "requests_per_s"))
+    axes.loglog(sizes, rates, marker="o", color="#0f766e")
+    for size, rate in zip(sizes, rates, strict=True):
+        axes.annotate(f"{rate:,.0f}", (size, rate), textcoords="offset points", xytext=(6, 6), fontsize=9)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_ylim(min(rates) / 2, max(rates) * 2)
+    axes.set_xlabel("replicas, equally loaded")
+    axes.set_ylabel("simulated requests/s")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
