@@ -142,5 +142,5 @@ def situations(draw: st.DrawFn, most: int = 20) -> Situation:
         scrape_s=draw(st.sampled_from([0.0, 0.125])),
         requests=requests,
         faults=faults(struck),
-        actions=[choice if choice < 0 else choice % len(groups) for choice in np.resize(choices, decisions)],
+        actions=[choice if choice < 0 else choice % len(groups) for choice in np.resize(choices, decisions).tolist()],
     )
