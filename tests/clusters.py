@@ -26,7 +26,19 @@ TENANTS = {
 }
 FAULTS = [Kind.SLOW, Kind.START, Kind.CRASH, Kind.RESUME, Kind.DRAIN]  # drawn more often from the front
 GRID_S = 1 / 256
-COEFFICIENTS = ("overhead_s", "decode_a_s", "decode_b_s", "decode_c_s", "prefill_a_s", "prefill_b_s", "prefill_c_s")
+# Of a cost profile, with the most that each is, and what it is on the grid in units of GRID_S.
+COSTS: dict[str, tuple[float, tuple[float, ...]]] = {
+    "overhead_s": (0.003, (0, 1)),
+    "decode_a_s": (0.02, (1, 5)),
+    "decode_b_s": (0.002, (0, 1 / 16, 1)),
+    "decode_c_s": (1e-4, (0, 1 / 256, 1 / 16)),
+    "decode_many_s": (0.005, (0, 2)),
+    "prefill_a_s": (0.02, (1, 3)),
+    "prefill_b_s": (0.002, (1 / 16, 1)),
+    "prefill_c_s": (1e-5, (0, 1 / 256)),
+    "prefill_d_s": (0.005, (0, 1 / 2)),
+    "latency_s": (0.005, (0, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Situation:
     """A cluster, an episode on it, and the actions that play it."""
 
     groups: list[dict[str, Any]]  # differences to the default replica
-    costs: list[tuple[float, ...]]  # COEFFICIENTS of each replica
+    costs: list[dict[str, float]]  # the coefficients of each replica
     block_tokens: int
     gateways: int
     scrape_s: float
@@ -46,7 +58,7 @@ class Situation:
         changes = {"block_tokens": self.block_tokens, "gateways": self.gateways, "scrape_s": self.scrape_s}
         runtime = SimulatedRuntime(fleet(*self.groups).model_copy(update=changes))
         for row, costs in zip(runtime.replicas, self.costs, strict=True):
-            for name, seconds in zip(COEFFICIENTS, costs, strict=True):
+            for name, seconds in costs.items():
                 row[name] = seconds
         runtime.reset(self.requests, self.faults)
         return runtime
@@ -62,13 +74,13 @@ def _seconds(on_grid: bool, most: float) -> st.SearchStrategy[float]:
     return st.floats(0, most)
 
 
-def _costs(on_grid: bool) -> st.SearchStrategy[tuple[float, ...]]:
-    """COEFFICIENTS; on the grid, many an iteration takes a multiple of it."""
-    if not on_grid:
-        scales = (0.003, 0.02, 0.002, 1e-4, 0.02, 0.002, 1e-5)
-        return st.tuples(*(st.floats(0.05 * scale, scale) for scale in scales))
-    choices = ((0, 1), (1, 5), (0, 1 / 16, 1), (0, 1 / 256, 1 / 16), (1, 3), (1 / 16, 1), (0, 1 / 256))
-    return st.tuples(*(st.sampled_from([GRID_S * n for n in numbers]) for numbers in choices))
+def _costs(on_grid: bool) -> st.SearchStrategy[dict[str, float]]:
+    """The coefficients of a replica; on the grid, many an iteration takes a multiple of it."""
+    if on_grid:
+        return st.fixed_dictionaries(
+            {name: st.sampled_from([GRID_S * n for n in numbers]) for name, (_, numbers) in COSTS.items()}
+        )
+    return st.fixed_dictionaries({name: st.floats(most / 20, most) for name, (most, _) in COSTS.items()})
 
 
 @st.composite
@@ -105,7 +117,8 @@ def _requests(draw: st.DrawFn, prefix_tokens: int, on_grid: bool, most: int) -> 
         family, shared = draw(st.integers(0, 2)), draw(st.integers(0, 20))  # it leaves the family's trunk somewhere
         blocks += [1000 * (family if k < shared else 10 + number) + k for k in range(row["block_count"])]
     window_s = draw(st.sampled_from([now + 100.0, 0.0, now / 2]))
-    return Requests(table, np.array(blocks, np.int64), prefix_tokens, TENANTS, window_s)
+    before = table[draw(st.lists(st.integers(0, count - 1), max_size=6))]
+    return Requests(table, np.array(blocks, np.int64), prefix_tokens, TENANTS, window_s, before)
 
 
 @st.composite

@@ -160,6 +160,15 @@ class Engine:
         self.cache.release(q.path[: q.held])
         q.own = q.held = 0
 
+    def keep(self, path: list[int]) -> None:
+        """What the cache keeps of a prompt that was served before the episode."""
+        path = path[: self.row.kv_tokens // self.cluster.prefix_tokens]
+        for block in path:
+            if block not in self.cache.holders:
+                self.take(self.cluster.per_prefix)
+            self.cache.hold(block)
+        self.cache.release(path)
+
     # Who is next, and who has to go
 
     def key(self, q: Sequence) -> float:
@@ -319,7 +328,7 @@ class Engine:
     def prefill(self, q: Sequence, chunk: int) -> float:
         """Schedule a chunk. Returns the seconds that it adds."""
         row = self.row
-        seconds = chunk * (row.prefill_b_s + row.prefill_c_s * (q.computed + chunk / 2))
+        seconds = row.prefill_d_s + chunk * (row.prefill_b_s + row.prefill_c_s * (q.computed + chunk / 2))
         q.own += self.take(self.blocks(q.computed + chunk) - self.blocks(q.computed))
         q.computed += chunk
         self.share(q, min(q.computed // self.cluster.prefix_tokens, q.request.prompt_blocks))
@@ -329,12 +338,12 @@ class Engine:
         return seconds
 
     def seconds(self, prefill_s: float) -> float:
-        row, context = self.row, sum(q.computed for q in self.decoding)
-        decodes_s = row.decode_b_s * len(self.decoding) + row.decode_c_s * context
-        if prefill_s == 0:
-            return row.overhead_s + row.decode_a_s + decodes_s
-        base = row.prefill_a_s + prefill_s
-        return row.overhead_s + decodes_s + (max(base, row.decode_a_s) if self.decoding else base)
+        row, decodes = self.row, len(self.decoding)
+        seconds = row.overhead_s + row.decode_b_s * decodes + row.decode_c_s * sum(q.computed for q in self.decoding)
+        bases = [row.decode_a_s + (row.decode_many_s if decodes > 1 else 0.0)] if decodes else []
+        if prefill_s:
+            bases.append(row.prefill_a_s + prefill_s)
+        return seconds + max(bases)
 
     # … and ends
 
@@ -401,6 +410,20 @@ class Reference:
         self.retries: list[int] = []
         self.now_s, self.arrived = 0.0, 0
         self.pending: int | None = None
+        self.warm()
+
+    def warm(self) -> None:
+        turn = 0
+        for request in map(plain, self.requests.before):
+            if any(self.allowed(engine.row, request) for engine in self.engines):
+                while not self.allowed(self.engines[turn % len(self.engines)].row, request):
+                    turn += 1
+                self.engines[turn % len(self.engines)].keep(self.path(request)[: request.prompt_blocks])
+                turn += 1
+
+    def path(self, request: Any) -> list[int]:
+        path: list[int] = self.requests.blocks[request.block_start :][: request.block_count].tolist()
+        return path
 
     def play(self, actions: list[int]) -> int:
         """Play with given actions, one a decision. Returns how many were taken."""
@@ -452,10 +475,9 @@ class Reference:
             outcome.state = State.SHED
             return
         outcome.replica = action
-        path = self.requests.blocks[request.block_start :][: request.block_count].tolist()
         expected = min(self.means[self.gateway(number)][request.tenant], request.max_tokens)
         self.engines[action].enter(
-            Sequence(number, request, path, self.now_s, expected, request.prompt_tokens), self.now_s
+            Sequence(number, request, self.path(request), self.now_s, expected, request.prompt_tokens), self.now_s
         )
 
     @staticmethod
@@ -487,10 +509,10 @@ class Reference:
         if q.generated == 0:
             outcome.attained = q.request.cancel_s <= slo.ttft_slo_s
             return
-        outcome.ttft_s = q.first_token_s - q.request.arrival_s
+        outcome.ttft_s = q.first_token_s - q.request.arrival_s + engine.row.latency_s
         outcome.tpot_s = (now - q.first_token_s) / (q.generated - 1) if q.generated > 1 else 0.0
         outcome.attained = outcome.ttft_s <= slo.ttft_slo_s and outcome.tpot_s <= slo.tpot_slo_s
         if state == State.DONE:
-            outcome.e2e_s = now - q.request.arrival_s
+            outcome.e2e_s = now - q.request.arrival_s + engine.row.latency_s
             means = self.means[self.gateway(q.number)]
             means[q.request.tenant] += (q.generated - means[q.request.tenant]) / OUTPUT_MEMORY

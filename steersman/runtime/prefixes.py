@@ -77,7 +77,7 @@ class Found(NamedTuple):
 
 def nodes_for(blocks: int) -> int:
     """Nodes that a set of up to `blocks` blocks gets. Where they run out, old prefixes go early."""
-    return max(2, min(blocks, MOST_NODES))
+    return min(blocks + 2, MOST_NODES)  # `touch` wants two that are free
 
 
 def buckets_for(nodes: int) -> int:
