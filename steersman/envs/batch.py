@@ -20,8 +20,8 @@ _SHED = int(RequestState.SHED)
 _call_worth = caller(REWARD)
 
 
-@njit
-def step(a, action, worth):  # type: ignore[no-untyped-def]
+@njit(nogil=False)  # one step is too short to let go of the lock for
+def step(a, worth, action):  # type: ignore[no-untyped-def]
     """Step cluster `a`; `worth` is the address of a reward. Returns (whether a decision is due, reward, seconds).
 
     The observation is zero where no decision is due.
@@ -43,7 +43,7 @@ def step(a, action, worth):  # type: ignore[no-untyped-def]
 @njit
 def _step_all(addresses, actions, worth, rewards, due):  # type: ignore[no-untyped-def]
     for b in range(len(addresses)):
-        due[b], rewards[b], _ = step(addresses[b], actions[b], worth)
+        due[b], rewards[b], _ = step(addresses[b], worth, actions[b])
 
 
 class Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,11 +95,10 @@ class DispatchEnv(gym.Env[np.ndarray, np.integer]):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise UserError(f"render_mode {render_mode!r}: expected ansi or rgb_array")
         self.render_mode = render_mode
-        self._requests: Requests | None = None
         self._promises: list[tuple[float, float, float]] = []
         self._tenants = np.zeros(0)
         self._row, self._mask = self.runtime.rows.reshape(-1), self.runtime.mask
-        self._play = self._stepper()
+        self._play: Callable[[int], tuple[bool, float, float]] | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -106,31 +106,33 @@ class DispatchEnv(gym.Env[np.ndarray, np.integer]):
         super().reset(seed=seed)
         options = options or {}
         requests = options.get("requests")
-        self._requests = self._episodes.draw(self.np_random, options.get("load")) if requests is None else requests
-        self._tenants = self._requests.table["tenant"]
-        self._promises = [(t.slo.ttft_s, t.slo.tpot_s, t.weight) for t in self._requests.tenants.values()]
-        self.runtime.reset(self._requests)
+        if requests is None:
+            requests = self._episodes.draw(self.np_random, options.get("load"))
+        self._tenants = requests.table["tenant"]
+        self._promises = [(t.slo.ttft_s, t.slo.tpot_s, t.weight) for t in requests.tenants.values()]
+        self.runtime.reset(requests)
         if not self.runtime.advance():
             raise UserError("the episode has no request: make it longer, or raise the load")
+        self._play = self._stepper()
         return self._row.copy(), {"action_mask": self.action_masks(), "time_s": self.runtime.now}
 
     def step(self, action: np.integer | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self._requests is None:
+        if self._play is None:
             raise gym.error.ResetNeeded("call reset() before step()")
         due, reward, now = self._play(int(action))
         info: dict[str, Any] = {"action_mask": self._mask.copy(), "time_s": now}
         if due:
             return self._row.copy(), reward, False, False, info
         info["metrics"] = self.metrics()
-        self._requests = None
+        self._play = None
         return np.zeros_like(self._row), reward, True, False, info
 
     def _stepper(self) -> Callable[[int], tuple[bool, float, float]]:
-        """`runtime.step`, which also returns the reward and the time: one compiled call where it is simulated."""
+        """`runtime.step` for this episode, with the reward and the time: one compiled call where it is simulated."""
         runtime = self.runtime
         if isinstance(runtime, SimulatedRuntime):
             worth = address_of(self.reward.worth, REWARD)
-            return lambda action: step(runtime.address, action, worth)
+            return functools.partial(step, runtime.address, worth)
         return lambda action: (runtime.step(action), self._earned(), runtime.now)
 
     def _earned(self) -> float:

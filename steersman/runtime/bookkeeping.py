@@ -47,6 +47,7 @@ TENANT_VIEW = np.dtype(
 # One row: the whole fleet.
 FLEET_VIEW = np.dtype([("rate_short", "f8"), ("rate_long", "f8"), ("rate_at_s", "f8"), ("_", "f8")], align=True)
 
+_HEAD, _NODE = prefixes.HEAD.itemsize, prefixes.NODE.itemsize
 PREFILL_RATE_WINDOW_S = 10.0
 RATE_SHORT_S, RATE_LONG_S = 3.0, 60.0
 OUTPUT_MEMORY = 200.0  # requests over which a tenant's mean output length decays
@@ -61,7 +62,10 @@ class Bookkeeping(NamedTuple):
     tenant_views: np.ndarray  # TENANT_VIEW (T,)
     fleet: np.ndarray  # FLEET_VIEW (1,)
     tenant_inflight: np.ndarray  # float64 (R, T): requests in flight by replica and tenant
-    beliefs: np.ndarray  # uint8 (R, bytes): the prefixes that each replica is believed to cache, see `prefixes`
+    # The prefixes that each replica is believed to cache, see `prefixes`:
+    sets: np.ndarray  # HEAD (R,)
+    table: np.ndarray  # int32 (buckets, R)
+    nodes: np.ndarray  # NODE (R, nodes)
 
 
 def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_tokens: int) -> Bookkeeping:
@@ -73,22 +77,26 @@ def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_tokens: in
         tenant_views=np.zeros(len(tenants), TENANT_VIEW),
         fleet=np.zeros(1, FLEET_VIEW),
         tenant_inflight=np.zeros((len(replicas), len(tenants))),
-        beliefs=np.zeros((len(replicas), prefixes.size_bytes(nodes)), np.uint8),
+        sets=np.zeros(len(replicas), prefixes.HEAD),
+        table=np.zeros((prefixes.buckets_for(nodes), len(replicas)), np.int32),
+        nodes=np.zeros((len(replicas), nodes), prefixes.NODE),
     )
     assert tenants.dtype == TENANT
-    clear(book, nodes, prefixes.buckets_for(nodes))
+    clear(book)
     return book
 
 
 @njit(forceinline=True)
-def clear(book, nodes, buckets):
+def clear(book):
     """Forget everything but the promises."""
     for r in range(len(book.views)):
         v = book.views[r]
         v.inflight = v.prefilling = v.prefill_tokens = v.prompt_tokens = v.context_tokens = 0.0
         v.prefill_since_s = v.prefill_rate = v.prefill_rate_at_s = 0.0
         v.running = v.waiting = v.kv_use = v.scraped_at_s = 0.0
-        prefixes.clear(belief(book, r), nodes, buckets)
+        count = book.nodes.shape[1]
+        nodes = book.nodes.ctypes.data + r * count * _NODE
+        prefixes.clear(belief(book, r), nodes, count, book.table.ctypes.data + 4 * r, *book.table.shape)
     for t in range(len(book.tenants)):
         book.tenant_views[t].output_tokens = book.tenants[t].expected_output_tokens
         book.tenant_views[t].attainment = 1.0
@@ -101,14 +109,13 @@ def clear(book, nodes, buckets):
 @njit(forceinline=True)
 def belief(book, r):
     """The set of prefixes that replica `r` is believed to cache."""
-    return book.beliefs.ctypes.data + r * book.beliefs.shape[1]
+    return book.sets.ctypes.data + r * _HEAD
 
 
 @njit(forceinline=True)
 def forget(book, r):
     """Replica `r` went down: its cache is lost."""
-    h = prefixes.head(belief(book, r))
-    prefixes.clear(belief(book, r), h.nodes, h.buckets)
+    prefixes.clear_again(belief(book, r))
 
 
 @njit(forceinline=True)

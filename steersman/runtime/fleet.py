@@ -121,6 +121,23 @@ class ReplicaGroup(Model):
         return self
 
 
+class Fault(Model):
+    """What happens to one replica, and when."""
+
+    at_s: float = Field(ge=0, description="seconds after the start of an episode")
+    replica: str
+    kind: Literal["crash", "start", "slow", "drain", "resume"]
+    factor: float = Field(default=2.0, gt=0, description="slow: so many times as long does an iteration take")
+
+
+class RandomFaults(Model):
+    """Every replica is well and unwell for exponentially distributed times."""
+
+    mean_up_s: float = Field(gt=0)
+    mean_down_s: float = Field(gt=0)
+    slow: float = Field(default=1.0, ge=1, description="above 1: it does not crash, but is so many times slower")
+
+
 class Fleet(Model):
     """A fleet file."""
 
@@ -129,6 +146,22 @@ class Fleet(Model):
         default=16, ge=1, le=1024, description="tokens of one block of the paged KV cache, a power of two"
     )
     replicas: list[ReplicaGroup] = Field(min_length=1)
+    gateways: int = Field(
+        default=1, ge=1, le=64, description="that share the fleet, but not what they know; simulated only"
+    )
+    scrape_s: float = Field(
+        default=0.0, ge=0, description="seconds between two readings of a replica's metrics, 0: always fresh; simulated"
+    )
+    faults: list[Fault] = Field(default=[], description="simulated only")
+    random_faults: RandomFaults | None = Field(default=None, description="besides; simulated only")
+
+    @model_validator(mode="after")
+    def _faults_name_replicas(self) -> Fleet:
+        for i, fault in enumerate(self.faults):
+            if fault.replica not in self.names:
+                hint = nearest(fault.replica, self.names)
+                raise ValueError(f"faults.{i}: there is no replica {fault.replica!r}; {hint}")
+        return self
 
     @field_validator("block_tokens")
     @classmethod

@@ -10,7 +10,9 @@ array that every function takes, with the prefix as (`at`, `count`) in it. All i
 The list of idle nodes (those without references) runs from the oldest to the newest; a node is never newer than its
 parent, and eviction takes blocks from the end of the oldest, so that it equals an LRU of single blocks.
 
-`tree` is the address of a set: HEAD, the hash table int32 (buckets,) of nodes by their first block, NODE (nodes,).
+`tree` is the address of a set's HEAD, which says where the rest stands: NODE (nodes,), and a hash table of nodes by
+their first block. The heads of several sets stand side by side, and so do their tables, as columns of an int32
+(buckets, sets): who looks one prefix up in all of them touches few lines of memory.
 """
 
 from __future__ import annotations
@@ -31,11 +33,16 @@ HEAD = np.dtype(
         ("used", "i4"),  # nodes from here on were never used
         ("nodes", "i4"),
         ("buckets", "i4"),  # a power of two
+        ("at_nodes", "i8"),  # where the nodes stand, bytes from here on
+        ("at_table", "i8"),  # where its column of the table starts
+        ("stride", "i4"),  # columns of that
+        ("_", "i4", 3),
     ]
-)
+)  # a line of memory, as NODE
 NODE = np.dtype(
     [
         ("key", "i8"),  # its first block
+        ("last", "i8"),  # its last block, or 0 where that must be looked up in the pool
         ("at", "i4"),  # where its blocks stand in the pool
         ("length", "i4"),  # blocks; 0: the node is free
         ("parent", "i4"),  # or −1
@@ -44,6 +51,7 @@ NODE = np.dtype(
         ("older", "i4"),
         ("newer", "i4"),
         ("chain", "i4"),  # next in its bucket, or in the list of freed nodes
+        ("_", "i8", 2),
     ],
     align=True,
 )
@@ -54,7 +62,7 @@ class Tree(NamedTuple):
     """Views into a set."""
 
     head: np.ndarray  # HEAD (1,)
-    table: np.ndarray  # int32 (buckets,)
+    table: np.ndarray  # int32: every `stride`-th is of this set
     nodes: np.ndarray  # NODE (nodes,)
 
 
@@ -73,35 +81,37 @@ def nodes_for(blocks: int) -> int:
 
 
 def buckets_for(nodes: int) -> int:
-    return 1 << max(2, (nodes // 2).bit_length())
-
-
-def size_bytes(nodes: int) -> int:
-    """Bytes of a set, a multiple of 64."""
-    return -(-(HEAD.itemsize + 4 * buckets_for(nodes) + NODE.itemsize * nodes) // 64) * 64
-
-
-_HEAD, _NODE = HEAD.itemsize, NODE.itemsize
+    return 1 << max(2, (nodes // 8).bit_length())
 
 
 @inner(inline=True)
 def _open(tree):
     head = carray(pointer(tree), (1,), HEAD)
-    n = head[0].buckets
+    h = head[0]
     return Tree(
         head,
-        carray(pointer(tree + _HEAD), (n,), np.int32),
-        carray(pointer(tree + _HEAD + 4 * n), (head[0].nodes,), NODE),
+        carray(pointer(tree + h.at_table), (h.buckets * h.stride,), np.int32),
+        carray(pointer(tree + h.at_nodes), (h.nodes,), NODE),
     )
 
 
 @njit
-def clear(tree, nodes, buckets):
-    """Make an empty set of `nodes` nodes and `buckets` buckets."""
+def clear(tree, nodes, count, table, buckets, stride):
+    """Make an empty set. nodes, table: addresses of NODE (count,), and of its column of int32 (buckets, stride)."""
     h = carray(pointer(tree), (1,), HEAD)[0]
     h.size, h.idle, h.oldest, h.newest, h.free, h.used = 0, 0, -1, -1, -1, 0
-    h.nodes, h.buckets = nodes, buckets
-    _open(tree).table[:] = -1
+    h.nodes, h.buckets, h.stride = count, buckets, stride
+    h.at_nodes, h.at_table = nodes - tree, table - tree
+    t = _open(tree)
+    for b in range(buckets):
+        t.table[b * stride] = -1
+
+
+@inner(inline=True)
+def clear_again(tree):
+    """Make a set empty."""
+    h = head(tree)
+    clear(tree, tree + h.at_nodes, h.nodes, tree + h.at_table, h.buckets, h.stride)
 
 
 @inner(inline=True)
@@ -111,16 +121,10 @@ def head(tree):
 
 
 @inner(inline=True)
-def used_bytes(tree):
-    """Bytes from the start that carry the state of the set."""
-    h = head(tree)
-    return _HEAD + 4 * h.buckets + _NODE * h.used
-
-
-@inner(inline=True)
 def _bucket(t, key):
     mixed = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
-    return np.int64((mixed >> np.uint64(32)) & np.uint64(len(t.table) - 1))
+    h = t.head[0]
+    return np.int64((mixed >> np.uint64(32)) & np.uint64(h.buckets - 1)) * h.stride
 
 
 @inner(inline=True)
@@ -137,6 +141,8 @@ def _common(t, pool, i, at, count):
     """Leading blocks of node `i`, whose first one matches, that are those of the prefix."""
     n = t.nodes[i]
     high = min(n.length, count)
+    if high == n.length and n.last == pool[at + high - 1] and n.last != 0:
+        return high
     if pool[n.at + high - 1] == pool[at + high - 1]:
         return high
     low = 1
@@ -240,6 +246,7 @@ def evict(tree, blocks):
         else:
             rest = blocks - gone
             n.length -= rest
+            n.last = 0
             h.size -= rest
             h.idle -= rest
             gone += rest
@@ -263,7 +270,7 @@ def _reserve(t, tree, count):
 
 
 @inner(inline=True)
-def _new(t, key, at, length, parent, refs):
+def _new(t, pool, at, length, parent, refs):
     """A node, indexed, counted in `size` and by its parent; not in the list of idle ones. One must be free."""
     h = t.head[0]
     if h.free >= 0:
@@ -273,7 +280,8 @@ def _new(t, key, at, length, parent, refs):
         i = h.used
         h.used += 1
     n = t.nodes[i]
-    n.key, n.at, n.length, n.parent, n.children, n.refs = key, at, length, parent, 0, refs
+    n.key, n.last, n.at, n.length = pool[at], pool[at + length - 1], at, length
+    n.parent, n.children, n.refs = parent, 0, refs
     n.older, n.newer = -1, -1
     if parent >= 0:
         t.nodes[parent].children += 1
@@ -289,7 +297,7 @@ def _split(t, pool, i, count):
     _unindex(t, i)
     h = t.head[0]
     h.size -= count  # `_new` counts them again
-    j = _new(t, n.key, n.at, count, n.parent, n.refs)
+    j = _new(t, pool, n.at, count, n.parent, n.refs)
     n.at += count
     n.length -= count
     n.key = pool[n.at]
@@ -364,12 +372,13 @@ def extend(tree, pool, at, node, held, count):
             n = t.nodes[node]
             n.at = at + held - n.length
             n.length += count - held
+            n.last = pool[at + count - 1]
             t.head[0].size += count - held
             held = count
         else:
             if not _reserve(t, tree, 1):
                 break
-            node = _new(t, pool[at + held], at + held, count - held, node, 1)
+            node = _new(t, pool, at + held, count - held, node, 1)
             held = count
     return node, held, found_blocks
 
@@ -426,9 +435,10 @@ def touch(tree, pool, at, count, capacity):
             n = t.nodes[node]
             n.at = at + found.blocks - n.length
             n.length += missing
+            n.last = pool[at + count - 1]
             h.size += missing
         else:
-            node = _new(t, pool[at + found.blocks], at + found.blocks, missing, node, 0)
+            node = _new(t, pool, at + found.blocks, missing, node, 0)
     while node >= 0:
         _link_newest(t, node)
         node = t.nodes[node].parent

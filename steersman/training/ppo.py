@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +33,6 @@ SHOWN = {
     "train/clip_fraction": "train/clip_fraction",
 }
 EVALUATE_EVERY = 10  # rollouts
-
-
-@contextmanager
-def compile_ahead() -> Iterator[None]:
-    """Compile the vector environment in a process of its own, which fills the cache while the block works."""
-    code = "from steersman.envs.vector import DispatchVectorEnv as E; e = E(1, 'smoke'); e.reset(seed=0); e.step([0])"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
-        try:
-            yield
-        finally:
-            child.terminate()
 
 
 def learn(job: Job, algorithm: str, start: np.ndarray) -> dict[str, Any]:

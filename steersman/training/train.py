@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +41,8 @@ def train(run: Run, console: Console, traces: Path | None = None, command: str =
     torch.set_num_threads(1)
     torch.manual_seed(run.config.seed)
     job = Job(run, console, traces)
-    needs_environment = any(algorithm != "cma-es" for algorithm in run.config.algorithms)
     try:
-        with ppo.compile_ahead() if needs_environment else nullcontext():
-            return _train(job, command)
+        return _train(job, command)
     finally:
         job.close()
 
@@ -54,7 +51,7 @@ def _train(job: Job, command: str) -> Result:
     run, config, console, arena, dashboard = job.run, job.config, job.console, job.arena, job.dashboard
     console.print(f"[bold]{config.workload}[/] on [bold]{config.fleet}[/]  →  {run.folder}", highlight=False)
     known = {name: resolve(name) for name in config.compare} or heuristics()
-    with console.status("compiling the simulator (a minute, once for each version) and sizing the load …"):
+    with console.status("compiling the simulator (half a minute, once for each version) and sizing the load …"):
         sized = run.once("sizing", lambda: size(job, known))
     job.load = sized["load"]
     console.print(

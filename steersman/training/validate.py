@@ -11,7 +11,7 @@ from steersman.agents.policies import resolve
 from steersman.runtime.draw import draw
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
-from steersman.runtime.outcomes import Episode, Outcomes, State
+from steersman.runtime.outcomes import Episode, State
 from steersman.runtime.policy import CompiledPolicy, pick
 from steersman.runtime.replica._live import LiveRuntime
 from steersman.runtime.replica._pool import SCRAPE_S
@@ -91,19 +91,13 @@ def simulate(
     fleet: Fleet, load: float, policy: CompiledPolicy, real: Episode, actions: np.ndarray, seed: int
 ) -> Played:
     """The two simulated versions of a real episode. Gateways read metrics as seldom as the live one does."""
-    runtime = SimulatedRuntime(fleet, scrape_s=SCRAPE_S)
+    runtime = SimulatedRuntime(fleet.model_copy(update={"scrape_s": SCRAPE_S}))
     runtime.reset(real.requests)
     runtime.replay(actions)
-    replayed = _kept(runtime.episode)
+    replayed = runtime.episode
     runtime.reset(real.requests)
     runtime.run(policy, seed)
-    return Played(load, policy.name, real, replayed, _kept(runtime.episode))
-
-
-def _kept(episode: Episode) -> Episode:
-    """With columns of its own: those of a runtime are overwritten by its next episode."""
-    columns = {name: column.copy() for name, column in vars(episode.outcomes).items()}
-    return replace(episode, outcomes=Outcomes(**columns))
+    return Played(load, policy.name, real, replayed, runtime.episode)
 
 
 def _without_outputs(requests: Requests) -> Requests:

@@ -13,7 +13,6 @@ from simulated import FASTEST, episode, fleet
 from steersman.runtime.cost import load_profile
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.outcomes import State, summarise
-from steersman.runtime.prefixes import HEAD
 from steersman.runtime.simulator import SimulatedRuntime
 
 H100 = load_profile("llama-3.1-8b-h100-bf16")
@@ -206,7 +205,7 @@ def test_conservation(seed, kv, slots, budget, rate):
     assert sorted(ended) == list(range(len(requests)))
     engines, outcomes = runtime.view("engines"), runtime.outcomes()
     assert (outcomes.state != State.PENDING).all()
-    heads = runtime.view("trees")[0, :, : HEAD.itemsize].copy().view(HEAD)[:, 0]
+    heads = runtime.view("sets")[0]
     blocks_of_entry = requests.block_tokens // runtime.fleet.block_tokens
     assert (engines["free_blocks"] + heads["idle"] * blocks_of_entry == engines["total_blocks"]).all()
     assert (heads["idle"] == heads["size"]).all()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from simulated import FASTEST, episode, fleet
 
 from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import RandomFaults
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.simulator.stream import play
@@ -70,6 +71,11 @@ def test_a_part_that_goes_back_in_time_is_refused() -> None:
         list(play(SimulatedRuntime(fleet({})), FASTEST, [second, first]))
 
 
-def test_several_gateways_are_refused() -> None:
-    with pytest.raises(UserError, match="one gateway"):
-        list(play(SimulatedRuntime(fleet({}), gateways=2), FASTEST, parts(trace(20, 0), 10)))
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"gateways": 2}, "one gateway"), ({"random_faults": RandomFaults(mean_up_s=9, mean_down_s=1)}, "random faults")],
+)
+def test_what_cannot_be_streamed_is_refused(change: dict[str, object], said: str) -> None:
+    runtime = SimulatedRuntime(fleet({}).model_copy(update=change))
+    with pytest.raises(UserError, match=said):
+        list(play(runtime, FASTEST, parts(trace(20, 0), 10)))

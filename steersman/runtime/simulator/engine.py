@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from steersman.runtime import bookkeeping, prefixes
-from steersman.runtime.compiled import inner
+from steersman.runtime.compiled import inner, njit
 from steersman.runtime.cost import chunk_s, growth_s, iteration_s
 from steersman.runtime.fleet import Batching, Queue
 from steersman.runtime.outcomes import State as RequestState
@@ -62,6 +62,20 @@ def cut(s, r, time, at_boundary):
             n += 1
         e.steps = max(1, n)
         s.due[r] = e.start + span(e, e.steps)
+
+
+@njit
+def interrupt(a, r):
+    """Replica `r` was changed: it plans anew when the iteration that runs now ends, or at once where none does.
+
+    A decision that is due is guarded anew.
+    """
+    s = open_state(a)
+    s.cluster[0].observed = 0
+    now, e = s.cluster[0].now, s.engines[r]
+    cut(s, r, now, 0)
+    if e.steps == 0 and e.n_waiting > 0:
+        s.due[r] = now
 
 
 @inner(inline=True)
@@ -130,22 +144,33 @@ def enqueue(a, r, request, gateway, believed, expected):
     q = s.sequences[i]
     q.request, q.gateway, q.queued, q.believed, q.expected = request, gateway, c.now, believed, expected
     q.target, q.computed, q.generated, q.held, q.node, q.swapped = row.prompt_tokens, 0, 0, 0, -1, 0
-    q.cached, q.first_token, q.base = -1, np.nan, 0
+    q.cached, q.first_token, q.base, q.batched = -1, np.nan, 0, 0
     q.cancel = row.arrival_s + row.cancel_s if row.cancel_s > 0.0 else np.inf
+    if s.replicas[r].queue == _VTC and s.present[r, row.tenant] == 0 and e.steps > 0:
+        _serve(s, r, steps_within(e, c.now - e.start))
     queue.enter(s, r, row.tenant)
     first = e.n_waiting == 0
     queue.append(s, r, i)
     if q.cancel < e.next_cancel:
         e.next_cancel = q.cancel
-        cut(s, r, q.cancel, 1)
+        cut(s, r, max(q.cancel, c.now), q.cancel > c.now)  # its client may have left before it is retried
     if e.steps == 0:
         rep = s.replicas[r]
         if rep.batching == _STATIC and e.n_waiting < rep.max_num_seqs:
-            s.due[r] = min(s.sequences[e.first_waiting].queued + rep.batch_wait_s, e.next_cancel)
+            s.due[r] = max(c.now, min(s.sequences[e.first_waiting].queued + rep.batch_wait_s, e.next_cancel))
         else:
             s.due[r] = c.now
     elif _may_join(s, r, first):
         cut(s, r, c.now, 0)
+
+
+@inner(inline=True)
+def _serve(s, r, steps):
+    """Let the virtual token counters count the first `steps` iterations of the running jump."""
+    e = s.engines[r]
+    for k in range(e.n_decode):
+        queue.serve(s, r, s.decoding[r, k], queue.OUTPUT_TOKEN * (steps - e.served))
+    e.served = steps
 
 
 @inner(inline=True)
@@ -374,15 +399,18 @@ def _drop_cancelled(a, r):
 
 @inner
 def _resize(a, r):
-    """The KV memory of replica `r` has been changed."""
+    """The KV memory of replica `r` has been changed. Returns whether anything was preempted."""
     s = open_state(a)
     e = s.engines[r]
     total = s.replicas[r].kv_tokens >> s.cluster[0].shift
     e.free_blocks += total - e.total_blocks
     e.total_blocks = total
-    while _available(s, a, r) < 0 and (e.n_decode > 0 or e.partial >= 0):
+    preempted = False
+    while _available(s, a, r) < 0:
         _preempt(a, r, _victim(s, r))
+        preempted = True
     _take(s, a, r, 0)
+    return preempted
 
 
 # An iteration begins
@@ -407,12 +435,20 @@ def _prefill(s, a, r, i, chunk, have):
 
 @inner
 def _admit(a, r, budget):
-    """Admit the waiting sequence that is next, if its chunk has room. Returns (tokens scheduled, seconds)."""
+    """Admit the waiting sequence that is next, if its chunk has room; fail it if the KV memory has become too small.
+
+    Returns (tokens scheduled: 0 where there is no room, −1 where it failed; seconds; whether it may come to fit while
+    nothing leaves: evicting a prefix block that it would have shared leaves free what decodes do not need of it).
+    """
     s = open_state(a)
     c, e = s.cluster[0], s.engines[r]
     before, i = queue.following(s, r)
     q = s.sequences[i]
     request = s.requests[q.request]
+    if _blocks(c, q.target) > e.total_blocks:
+        queue.remove(s, r, before, i)
+        fail(a, r, i, q.generated, _FAILED)
+        return -1, 0.0, False
     tree, prefix = tree_of(s, a, r), np.int32(c.prefix_tokens)
     found = prefixes.lookup(tree, s.blocks, request.block_start, request.prompt_blocks)
     m, idle = found.blocks, found.idle
@@ -421,16 +457,16 @@ def _admit(a, r, budget):
         idle = max(0, idle - 1)
     computed = max(m * prefix, q.swapped)
     chunk = min(q.target - computed, budget)
-    need = _blocks(c, computed + chunk) - m * c.per_prefix
-    if _available(s, a, r) - idle * c.per_prefix < need:
-        return 0, 0.0
+    lack = _blocks(c, computed + chunk) - m * c.per_prefix - _available(s, a, r) + idle * c.per_prefix
+    if lack > 0:
+        return 0, 0.0, idle > 0 and lack + e.free_blocks < c.per_prefix
     node, held = prefixes.hold(tree, s.blocks, request.block_start, m)
     if held < m:
         computed = max(held * prefix, q.swapped)
         chunk = min(q.target - computed, budget)
         if _available(s, a, r) < _blocks(c, computed + chunk) - held * c.per_prefix:
             prefixes.release(tree, node)
-            return 0, 0.0
+            return 0, 0.0, False
     queue.remove(s, r, before, i)
     if q.swapped > 0:
         e.extra_s += s.replicas[r].swap_s_per_token * max(0, q.swapped - held * prefix)
@@ -441,9 +477,7 @@ def _admit(a, r, budget):
         q.cached = computed
         if s.replicas[r].queue == _VTC:
             queue.serve(s, r, i, queue.INPUT_TOKEN * request.prompt_tokens)
-    if s.replicas[r].batching == _STATIC:
-        e.batch -= 1
-    return chunk, _prefill(s, a, r, i, chunk, held * c.per_prefix)
+    return chunk, _prefill(s, a, r, i, chunk, held * c.per_prefix), False
 
 
 @inner
@@ -453,17 +487,17 @@ def plan(a, r):
     e, now = s.engines[r], s.cluster[0].now
     if e.next_cancel <= now:
         _drop_cancelled(a, r)
+    preempted = False
     if s.replicas[r].kv_tokens >> s.cluster[0].shift != e.total_blocks:
-        _resize(a, r)
-    while not _planned(s, a, r, now):
-        pass  # a preemption emptied the batch: now its victims have room
+        preempted = _resize(a, r)
+    while not _planned(s, a, r, now, preempted):
+        preempted = False  # the batch was emptied: now those that wait have room
 
 
 @inner(inline=True)
 def _batch_waits(s, r, now):
     """Static batching: whether an empty engine goes on waiting for a batch. If not, the batch is formed."""
     e, rep = s.engines[r], s.replicas[r]
-    e.batch = 0
     if e.n_waiting == 0:
         return False
     until = s.sequences[e.first_waiting].queued + rep.batch_wait_s
@@ -471,26 +505,25 @@ def _batch_waits(s, r, now):
         e.steps, e.mixed = 0, 0
         s.due[r] = min(until, e.next_cancel)
         return True
-    e.batch = min(e.n_waiting, rep.max_num_seqs)
+    queue.form_batch(s, r)
     return False
 
 
 @inner(inline=True)
-def _planned(s, a, r, now):
+def _planned(s, a, r, now, preempted):
     c, e, rep = s.cluster[0], s.engines[r], s.replicas[r]
     column = e.counter & (c.block_tokens - 1)
-    e.n_finishing, e.chunk, e.mixed, e.start, e.streamed = 0, 0, 0, now, 0
+    e.n_finishing, e.chunk, e.mixed, e.start, e.streamed, e.served = 0, 0, 0, now, 0, 0
     static = rep.batching == _STATIC
     if static and e.n_decode == 0 and e.partial < 0 and _batch_waits(s, r, now):
         return True
-    preempted = False
     while e.n_decode > 0 and _available(s, a, r) < s.phase[r, column]:
         _preempt(a, r, _victim(s, r))
         preempted = True
     budget = max(0, rep.token_budget - e.n_decode)
-    prefill_s, scheduled = 0.0, 0
+    prefill_s, scheduled, close = 0.0, 0, False
     reserved = s.phase[r, column]  # for the decodes of this iteration
-    e.free_blocks -= reserved
+    _take(s, a, r, reserved)
     if e.partial >= 0 and budget > 0:
         i = e.partial
         q = s.sequences[i]
@@ -514,10 +547,10 @@ def _planned(s, a, r, now):
             and e.n_decode + e.n_finishing < rep.max_num_seqs
             and (not static or e.batch > 0)
         ):
-            tokens, seconds = _admit(a, r, budget - scheduled)
+            tokens, seconds, close = _admit(a, r, budget - scheduled)
             if tokens == 0:
                 break
-            scheduled += tokens
+            scheduled += max(0, tokens)
             prefill_s += seconds
     e.free_blocks += reserved
 
@@ -532,9 +565,14 @@ def _planned(s, a, r, now):
     else:
         e.beta = growth_s(rep, e.n_decode, e.chunk)
         alone = (preempted and e.n_waiting > 0) or e.extra_s > 0.0 or (e.chunk > 0 and rep_s <= _floor(rep, e))
+        alone = alone or close
+        if rep.queue == _VTC and e.n_waiting > 0 and e.partial < 0 and e.n_decode < rep.max_num_seqs:
+            alone = True  # the first has no room, but who is first changes with every token
         e.steps = 1
         if not alone:
             _jump(s, a, r)
+            if e.steps > 1 and e.chunk > 0 and _grown(s, r, e.steps) > e.free_blocks and _shares(s, a, r):
+                e.steps = 1  # sharing gives back blocks, so that fewer are evicted than for all iterations at once
     if e.slowdown != 1.0:
         e.alpha *= e.slowdown
         e.beta *= e.slowdown
@@ -551,6 +589,14 @@ def _planned(s, a, r, now):
 def _floor(rep, e):
     """What a mixed iteration takes at least: then it does not grow with the prefill."""
     return iteration_s(rep, e.n_decode, e.context, 0.0) if e.n_decode > 0 else 0.0
+
+
+@inner(inline=True)
+def _shares(s, a, r):
+    """Whether the next prefix block of the partial sequence is in the cache by now."""
+    q = s.sequences[s.engines[r].partial]
+    request = s.requests[q.request]
+    return prefixes.lookup(tree_of(s, a, r), s.blocks, request.block_start, request.prompt_blocks).blocks > q.held
 
 
 @inner(inline=True)
@@ -617,6 +663,17 @@ def scrape(s, a, g, r, now):
     v.scraped_at_s = now
 
 
+@inner(inline=True)
+def use(s, a, r, now, need):
+    """Count the time from the start of the running iteration or jump, which takes `need` KV blocks, to `now`."""
+    c, e, u = s.cluster[0], s.engines[r], s.usage[r]
+    if e.start < c.horizon:
+        seconds = min(now, c.horizon) - e.start
+        u.busy_s += seconds
+        u.sequence_s += seconds * running(e)
+        u.kv_s += seconds * (kv_blocks(s, a, r) + 0.5 * need) / e.total_blocks
+
+
 @inner
 def complete(a, r):
     """End the running iteration or jump of replica `r`: tokens come out, sequences start to decode or end."""
@@ -626,12 +683,10 @@ def complete(a, r):
     if n == 0:
         return
     need = _grown(s, r, n) if e.mixed == 0 else 0
+    use(s, a, r, now, need)
     if e.start < c.horizon:
-        seconds = min(now, c.horizon) - e.start
-        u.busy_s += seconds
-        u.sequence_s += seconds * running(e)
-        u.kv_s += seconds * (kv_blocks(s, a, r) + 0.5 * need) / e.total_blocks
-        u.output_tokens += n * e.n_decode + e.n_finishing if now <= c.horizon else 0
+        within = n if now <= c.horizon else steps_within(e, c.horizon - e.start)
+        u.output_tokens += within * (e.n_decode + e.n_finishing)
     u.iterations += n
     if need > 0:
         _take(s, a, r, need)
@@ -639,8 +694,7 @@ def complete(a, r):
     if e.n_decode > 0:
         _stream(s, a, r, n - e.streamed)
         if vtc:
-            for k in range(e.n_decode):
-                queue.serve(s, r, s.decoding[r, k], queue.OUTPUT_TOKEN * n)
+            _serve(s, r, n)
     if e.chunk > 0:
         q = s.sequences[e.partial]
         q.computed += n * e.chunk

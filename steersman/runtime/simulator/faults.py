@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -10,9 +11,11 @@ import numpy as np
 from steersman.runtime import bookkeeping
 from steersman.runtime.compiled import inner
 from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import Fleet
 from steersman.runtime.outcomes import State as RequestState
+from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import queue
-from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to
+from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to, use
 from steersman.runtime.simulator.state import FAULT, clear_engine, open_book, open_state
 
 
@@ -64,6 +67,16 @@ def random_faults(
     return faults(rows)
 
 
+def faults_of(fleet: Fleet, requests: Requests) -> np.ndarray:
+    """The FAULT table of a fleet for one episode; the same requests meet the same random faults."""
+    table = faults([(f.at_s, fleet.names.index(f.replica), Kind[f.kind.upper()], f.factor) for f in fleet.faults])
+    if (random := fleet.random_faults) is not None:
+        seed = zlib.crc32(requests.table["arrival_s"].tobytes())
+        more = random_faults(len(fleet.names), requests.window_s, seed, **random.model_dump())
+        table = np.concatenate([table, more])
+    return table[np.argsort(table["time_s"], kind="stable")]
+
+
 @inner
 def strike(a, index):
     """The fault in row `index` of the table happens now."""
@@ -100,9 +113,8 @@ def _crash(a, r):
             e.steps = n
             c.now = e.start + span(e, n)
             complete(a, r)
-            c.now = now
-        elif e.start < c.horizon:
-            s.usage[r].busy_s += min(now, c.horizon) - e.start
+            e.start, c.now = c.now, now
+        use(s, a, r, now, 0)
     for k in range(e.n_decode):
         i = s.decoding[r, k]
         q = s.sequences[i]
@@ -132,6 +144,7 @@ def _lose(a, r, i, generated):
     uncached = request.prompt_tokens - q.believed
     bookkeeping.withdraw(open_book(a, q.gateway), c.now, r, request.tenant, request.prompt_tokens, uncached, 0, False)
     s.present[r, request.tenant] -= 1
+    s.outcomes[q.request].replica = -1
     before, j = -1, c.retry  # in order of arrival
     while j >= 0 and s.sequences[j].request < q.request:
         before, j = j, s.sequences[j].next

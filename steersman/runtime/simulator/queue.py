@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from steersman.runtime.compiled import inner
-from steersman.runtime.fleet import Queue
+from steersman.runtime.fleet import Batching, Queue
 
 _FCFS, _PRIORITY, _EDF, _SJF, _VTC = (int(order) for order in Queue)
+_STATIC = int(Batching.STATIC)
 INPUT_TOKEN, OUTPUT_TOKEN = 1.0, 2.0  # what a virtual token counter counts for each
 
 
@@ -46,6 +47,8 @@ def remove(s, r, before, i):
         e.last_waiting = before
     s.sequences[i].next = -1
     e.n_waiting -= 1
+    e.batch -= s.sequences[i].batched
+    s.sequences[i].batched = 0
 
 
 @inner
@@ -53,6 +56,8 @@ def _rank(s, r, i):
     """The key of a waiting sequence; the least is next."""
     q, order = s.sequences[i], s.replicas[r].queue
     request = s.requests[q.request]
+    if order == _FCFS:
+        return 0.0
     if order == _PRIORITY:
         return -float(request.priority)
     if order == _EDF:
@@ -64,18 +69,40 @@ def _rank(s, r, i):
 
 @inner(inline=True)
 def following(s, r):
-    """(the one before it in the list or −1, the sequence that is next); one must wait."""
-    best = s.engines[r].first_waiting
-    if s.replicas[r].queue == _FCFS:
-        return -1, best
-    before, least = -1, _rank(s, r, best)
-    previous, i = best, s.sequences[best].next
+    """(the one before it or −1, the sequence that is next); one must wait, of the batch where it is static."""
+    rep = s.replicas[r]
+    if rep.batching == _STATIC:
+        return _least(s, r, 1)
+    if rep.queue == _FCFS:
+        return -1, s.engines[r].first_waiting
+    return _least(s, r, 0)
+
+
+@inner
+def _least(s, r, batched):
+    """`following` of those that do or do not belong to the batch."""
+    before, best, least = -1, -1, 0.0
+    previous, i = -1, s.engines[r].first_waiting
     while i >= 0:
-        rank = _rank(s, r, i)
-        if rank < least:
-            before, best, least = previous, i, rank
+        if s.sequences[i].batched == batched:
+            rank = _rank(s, r, i)
+            if best < 0 or rank < least:
+                before, best, least = previous, i, rank
         previous, i = i, s.sequences[i].next
     return before, best
+
+
+@inner
+def form_batch(s, r):
+    """The first in the queue, as many as the batch holds, belong to it."""
+    e = s.engines[r]
+    i = e.first_waiting
+    while i >= 0:
+        s.sequences[i].batched = 0
+        i = s.sequences[i].next
+    e.batch = min(e.n_waiting, s.replicas[r].max_num_seqs)
+    for _ in range(e.batch):
+        s.sequences[_least(s, r, 0)[1]].batched = 1
 
 
 @inner(inline=True)

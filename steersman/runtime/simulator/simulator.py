@@ -14,6 +14,8 @@ from steersman.runtime.outcomes import Episode, Outcomes, State
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import kernel
+from steersman.runtime.simulator.engine import interrupt
+from steersman.runtime.simulator.faults import faults_of
 from steersman.runtime.simulator.state import (
     FAULT,
     OUTCOME,
@@ -58,23 +60,16 @@ class SimulatedRuntime:
     plays the rest of the episode in compiled code.
 
     candidates: C, at least replicas + 1 (the default); more leaves room for padding.
-    gateways: how many share the fleet without sharing what they know.
-    scrape_s: seconds between two readings of a replica's metrics by a gateway; 0: they are always fresh.
     """
 
     def __init__(
         self,
         fleet: Fleet,
         candidates: int | None = None,
-        *,
-        gateways: int = 1,
-        scrape_s: float = 0.0,
         into: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
     ) -> None:
         """into: arrays that are to be `rows`, `mask` and `reasons`, C-contiguous."""
-        if gateways < 1 or not 0 <= scrape_s < float("inf"):
-            raise UserError(f"gateways {gateways} and scrape_s {scrape_s}: expected 1 or more, and 0 or more seconds")
-        self.fleet, self.gateways, self.scrape_s = fleet, gateways, scrape_s
+        self.fleet = fleet
         self.replicas = fleet.table()
         self.candidates = candidates or len(self.replicas) + 1
         if self.candidates <= len(self.replicas):
@@ -98,7 +93,7 @@ class SimulatedRuntime:
     def reset(self, requests: Requests, faults: np.ndarray | None = None, more: bool = False) -> None:
         """Start an episode on an empty cluster, whose caches are cold but for what was served before.
 
-        faults: a table made by `faults.faults`.
+        faults: a table made by `faults.faults`; by default, what the fleet says.
         more: further requests will `follow`, so that it stops when the last of these has been decided.
 
         Raises:
@@ -110,14 +105,14 @@ class SimulatedRuntime:
                 f"the workload's block_tokens {requests.block_tokens} must be a multiple of the fleet's "
                 f"{self.fleet.block_tokens}"
             )
-        self._faults = np.zeros(0, FAULT) if faults is None else faults
+        self._faults = faults_of(self.fleet, requests) if faults is None else faults
         for replica in self._faults["replica"]:
             if not 0 <= replica < len(self.replicas):
                 raise UserError(f"a fault names replica {replica}; the fleet has 0 to {len(self.replicas) - 1}")
         self._open(requests)
         self.view("replicas")[:] = self.replicas
         self.view("tenants")[:] = requests.tenant_table
-        reset_state(self.address, requests.block_tokens, np.inf if more else requests.window_s, self.scrape_s)
+        reset_state(self.address, requests.block_tokens, np.inf if more else requests.window_s, self.fleet.scrape_s)
         self.view("cluster")["more"] = more
         if len(requests.before):
             kernel.warm(self.address, requests.before)
@@ -185,7 +180,12 @@ class SimulatedRuntime:
         """Have a buffer of the right layout, bound to the episode's data."""
         block_tokens = self.fleet.block_tokens
         shape = shape_of(
-            self.replicas, len(requests.tenants), len(requests), block_tokens, requests.block_tokens, self.gateways
+            self.replicas,
+            len(requests.tenants),
+            len(requests),
+            block_tokens,
+            requests.block_tokens,
+            self.fleet.gateways,
         )
         record = layout(shape)
         if len(self._buffer) < record["bytes"][0]:
@@ -255,7 +255,7 @@ class SimulatedRuntime:
         self.requests  # noqa: B018 (raises before the first reset)
         trace, taken = np.empty((keep, self.candidates, WIDTH), np.float32), np.empty(actions, np.int32)
         if memory is None:
-            memory = np.stack([policy.memory(seed + g) for g in range(self.gateways)])
+            memory = np.stack([policy.memory(seed + g) for g in range(self.fleet.gateways)])
         decisions = kernel.run()(self.address, policy.function, policy.values, memory, trace, taken)
         return decisions, trace, taken
 
@@ -272,6 +272,7 @@ class SimulatedRuntime:
         row = self.view("replicas")[replica]
         set_profile(row, load_profile(profile))
         row["kv_tokens"], row["quality"] = kv_tokens - kv_tokens % self.fleet.block_tokens, quality
+        interrupt(self.address, replica)
 
     def set_limits(self, replica: int, max_num_seqs: int | None = None, token_budget: int | None = None) -> None:
         """Another batch limit, at most that of the fleet's largest replica, or token budget.
@@ -289,6 +290,7 @@ class SimulatedRuntime:
             if token_budget < row["max_num_seqs"]:
                 raise UserError(f"token_budget {token_budget}: expected at least max_num_seqs, {row['max_num_seqs']}")
             row["token_budget"] = token_budget
+        interrupt(self.address, replica)
 
     @property
     def now(self) -> float:
@@ -325,7 +327,7 @@ class SimulatedRuntime:
 
     def twin(self) -> SimulatedRuntime:
         """Another runtime of the same make, to `adopt` the state of this one."""
-        return SimulatedRuntime(self.fleet, self.candidates, gateways=self.gateways, scrape_s=self.scrape_s)
+        return SimulatedRuntime(self.fleet, self.candidates)
 
     def adopt(self, other: SimulatedRuntime) -> None:
         """Become a copy of a runtime of the same make, which goes on by itself from here; requests are shared."""

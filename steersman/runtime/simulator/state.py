@@ -44,9 +44,9 @@ ENGINE = np.dtype(
         ("first_waiting", "i4"),
         ("last_waiting", "i4"),
         ("n_waiting", "i4"),
-        ("batch", "i4"),  # static batching: sequences of the batch that are still to be admitted
+        ("batch", "i4"),  # static batching: waiting sequences that belong to the batch
         ("mixed", "i4"),  # 1: the running iteration has prefill, and its KV blocks are taken already
-        ("_", "i4"),
+        ("served", "i4"),  # iterations of the jump that the virtual token counters have counted
     ],
     align=True,
 )
@@ -70,7 +70,7 @@ SEQUENCE = np.dtype(
         ("believed", "i4"),  # prompt tokens that the router expected to be cached
         ("swapped", "i4"),  # computed tokens in host memory
         ("gateway", "i4"),
-        ("_", "i4"),
+        ("batched", "i4"),  # 1: it waits and belongs to the batch
     ],
     align=True,
 )
@@ -105,7 +105,7 @@ _SECTIONS: tuple[str, ...] = (
     "finish",
 )
 _SECTIONS += ("finishing", "phase", "matched", "scrapes", "views", "tenant_views", "fleets", "tenant_inflight")
-_SECTIONS += ("trees", "ended", "sequences")
+_SECTIONS += ("sets", "tables", "nodes", "ended", "sequences")
 
 CLUSTER = np.dtype(
     [
@@ -130,7 +130,6 @@ CLUSTER = np.dtype(
         ("shift", "i8"),  # block_tokens = 1 << shift
         ("prefix_tokens", "i8"),  # of a prefix block, a multiple of block_tokens
         ("per_prefix", "i8"),  # KV blocks of a prefix block
-        ("tree_bytes", "i8"),
         ("bytes", "i8"),
         *((name, "i8") for name in _SIZES),
         *((f"at_{name}", "i8") for name in _SECTIONS),
@@ -236,7 +235,9 @@ def _sections(shape: Shape) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         "decoding": (number, (r, s)),
         "finish": (np.dtype(np.int64), (r, s)),
         "finishing": (number, (r, s)),
-        "trees": (np.dtype(np.uint8), (1 + g, r, prefixes.size_bytes(n))),
+        "sets": (prefixes.HEAD, (1 + g, r)),
+        "tables": (number, (1 + g, prefixes.buckets_for(n), r)),
+        "nodes": (prefixes.NODE, (1 + g, r, n)),
         "ended": (number, (m + 1,)),
         "sequences": (SEQUENCE, (m,)),
     }
@@ -251,7 +252,7 @@ def layout(shape: Shape) -> np.ndarray:
     for name, (element, counts) in _sections(shape).items():
         record[f"at_{name}"] = place
         place = _align(place + element.itemsize * math.prod(counts))
-    record["bytes"], record["tree_bytes"] = place, prefixes.size_bytes(shape.nodes)
+    record["bytes"] = place
     record["shift"] = shape.block_tokens.bit_length() - 1
     return record
 
@@ -270,6 +271,7 @@ def _align(offset: int) -> int:
     return -(-offset // 64) * 64
 
 
+_HEAD, _NODE = prefixes.HEAD.itemsize, prefixes.NODE.itemsize
 _VIEW, _TENANT_VIEW, _FLEET_VIEW, _SEQUENCE = (d.itemsize for d in (VIEW, TENANT_VIEW, FLEET_VIEW, SEQUENCE))
 
 
@@ -315,14 +317,16 @@ def open_book(a, g):
         carray(pointer(a + c.at_tenant_views + g * t * _TENANT_VIEW), (t,), TENANT_VIEW),
         carray(pointer(a + c.at_fleets + g * _FLEET_VIEW), (1,), FLEET_VIEW),
         carray(pointer(a + c.at_tenant_inflight + g * r * t * 8), (r, t), np.float64),
-        carray(pointer(a + c.at_trees + (1 + g) * r * c.tree_bytes), (r, c.tree_bytes), np.uint8),
+        carray(pointer(a + c.at_sets + (1 + g) * r * _HEAD), (r,), prefixes.HEAD),
+        carray(pointer(a + c.at_tables + (1 + g) * r * c.n_buckets * 4), (c.n_buckets, r), np.int32),
+        carray(pointer(a + c.at_nodes + (1 + g) * r * c.n_nodes * _NODE), (r, c.n_nodes), prefixes.NODE),
     )
 
 
 @inner(inline=True)
 def tree_of(s, a, r):
     """The true prefix cache of replica `r`."""
-    return a + s.cluster[0].at_trees + r * s.cluster[0].tree_bytes
+    return a + s.cluster[0].at_sets + r * _HEAD
 
 
 @njit
@@ -340,10 +344,6 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
         if s.requests[i].cancel_s > 0.0:
             c.cancels = 1
             break
-    s.phase[:] = 0
-    s.served[:] = 0.0
-    s.present[:] = 0
-    s.streams[:] = 0
     for r in range(c.n_replicas):
         clear_engine(a, r)
         s.engines[r].counter, s.engines[r].slowdown = 0, 1.0
@@ -351,7 +351,7 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
         u.busy_s, u.sequence_s, u.kv_s = 0.0, 0.0, 0.0
         u.output_tokens, u.iterations, u.preemptions = 0, 0, 0
     for g in range(c.n_gateways):
-        bookkeeping.clear(open_book(a, g), c.n_nodes, c.n_buckets)
+        bookkeeping.clear(open_book(a, g))
     c.next_tick = s.faults[0].time_s if len(s.faults) > 0 else np.inf
     s.scrapes[:] = np.inf
     if scrape_s > 0.0:
@@ -374,9 +374,11 @@ def clear_engine(a, r):
     e.n_decode, e.n_finishing, e.partial, e.chunk, e.mixed, e.batch = 0, 0, -1, 0, 0, 0
     e.first_waiting, e.last_waiting, e.n_waiting = -1, -1, 0
     s.phase[r, :] = 0
+    s.served[r, :] = 0.0
     s.present[r, :] = 0
     s.streams[r, :] = 0
-    prefixes.clear(tree_of(s, a, r), c.n_nodes, c.n_buckets)
+    nodes = a + c.at_nodes + r * c.n_nodes * _NODE
+    prefixes.clear(tree_of(s, a, r), nodes, c.n_nodes, a + c.at_tables + 4 * r, c.n_buckets, c.n_replicas)
 
 
 @njit
@@ -384,11 +386,11 @@ def copy_state(target, source):
     """Copy what a cluster is into another buffer of the same layout; what was never used is left out."""
     s = open_state(source)
     c = s.cluster[0]
-    copy_bytes(target, source, c.at_trees)
+    copy_bytes(target, source, c.at_nodes)
     open_state(target).cluster[0].observed = 0  # rows and mask are not copied
     for i in range(c.n_replicas * (1 + c.n_gateways)):
-        at = c.at_trees + i * c.tree_bytes
-        copy_bytes(target + at, source + at, prefixes.used_bytes(source + at))
+        at = c.at_nodes + i * c.n_nodes * _NODE
+        copy_bytes(target + at, source + at, _NODE * prefixes.head(source + c.at_sets + i * _HEAD).used)
     copy_bytes(target + c.at_ended, source + c.at_ended, 4 * c.n_ended)
     copy_bytes(target + c.at_sequences, source + c.at_sequences, _SEQUENCE * c.used_slots)
 
@@ -398,7 +400,7 @@ def count_blocks(a):
     """Blocks in all sets of prefixes of a cluster."""
     c, total = carray(pointer(a), (1,), CLUSTER)[0], 0
     for i in range(c.n_replicas * (1 + c.n_gateways)):
-        total += prefixes.head(a + c.at_trees + i * c.tree_bytes).size
+        total += prefixes.head(a + c.at_sets + i * _HEAD).size
     return total
 
 
@@ -411,5 +413,5 @@ def move_blocks(a, target, at):
     s = open_state(a)
     c = s.cluster[0]
     for i in range(c.n_replicas * (1 + c.n_gateways)):
-        at = prefixes.move(a + c.at_trees + i * c.tree_bytes, s.blocks, target, at)
+        at = prefixes.move(a + c.at_sets + i * _HEAD, s.blocks, target, at)
     return at

@@ -31,11 +31,13 @@ def play(
     arrived, and at last the rest.
 
     Raises:
-        UserError: a part does not follow the one before, or the runtime has several gateways, which are drawn by a
-            request's number in its episode.
+        UserError: a part does not follow the one before, or the fleet has random faults, or several gateways (which are
+            drawn by a request's number in its episode).
     """
-    if runtime.gateways > 1:
-        raise UserError(f"a streamed trace is played with one gateway, not {runtime.gateways}")
+    if runtime.fleet.gateways > 1:
+        raise UserError(f"a streamed trace is played with one gateway, not {runtime.fleet.gateways}")
+    if runtime.fleet.random_faults is not None:
+        raise UserError("a streamed trace is played without random faults; list them in the fleet's `faults`")
     memory, last = policy.memory(seed)[None], None
     for part in parts:
         if not len(part):
