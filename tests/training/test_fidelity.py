@@ -63,7 +63,7 @@ def test_throughput_and_occupancy_are_counted_within_the_window() -> None:
     assert throughput(kept) <= kept.requests.table["output_tokens"].sum() / kept.duration_s
     assert 0 < occupancy(kept, LIMITS) < 1
     held = kept.outcomes.e2e_s.sum() / kept.duration_s / LIMITS.sum()
-    assert occupancy(kept, LIMITS) == pytest.approx(held, rel=0.1)
+    assert 0.8 * held < occupancy(kept, LIMITS) <= held  # less what ends after the window
 
 
 def test_kendalls_tau() -> None:
