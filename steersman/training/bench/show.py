@@ -52,6 +52,7 @@ def scaling_figure(scaling: list[dict[str, Any]]) -> Figure:
         axes.annotate(f"{rate:,.0f}", (size, rate), textcoords="offset points", xytext=(6, 6), fontsize=9)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
+    axes.set_xlim(min(sizes) / 1.3, max(sizes) * 2)  # room for the numbers
     axes.set_ylim(min(rates) / 2, max(rates) * 2)
     axes.set_xlabel("replicas, equally loaded")
     axes.set_ylabel("simulated requests/s")
