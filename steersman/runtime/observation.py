@@ -148,7 +148,7 @@ def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output)
 
     short = max(0.0, v.inflight + 1.0 - rep.max_num_seqs) / rep.max_num_seqs
     short += max(0.0, context + prompt_tokens - rep.kv_tokens) / rep.kv_tokens
-    ttft += short * expected_output * tpot
+    ttft += short * expected_output * tpot + rep.latency_s
     prefill = chunk_s(rep, uncached_tokens, cached)
     return Prediction(decode_step, prefill, ttft, tpot, without, ahead, load)
 

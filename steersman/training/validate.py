@@ -54,7 +54,7 @@ def validate(
 ) -> list[Played]:
     """Every policy plays an episode at each load: on the replicas, then twice in the simulator.
 
-    loads: shares of `capacity_rps`. seconds: of an episode's arrivals; all of its requests are waited for.
+    loads: shares of `capacity_rps`. seconds: of an episode's arrivals, on average; all of its requests are waited for.
 
     Raises:
         UserError: replicas cannot be started or reached, or most requests fail.
@@ -65,15 +65,25 @@ def validate(
     with LiveRuntime(fleet) as live:
         for i, load in enumerate(loads):
             factor = load * capacity / workload.offered_rps
-            requests = _without_outputs(draw(workload, fleet, seed + i, load=factor, duration_s=seconds))
+            drawn = _without_outputs(draw(workload, fleet, seed + i, load=factor, duration_s=seconds))
+            if not len(drawn):
+                raise UserError(f"load {load:g} brings no request in {seconds:g} s; make the episode longer")
+            requests = at_rate(drawn, load * capacity)
             for policy in policies:
-                told(f"load {load:g}, {policy.name}: {len(requests)} requests in {seconds:g} s")
+                told(f"load {load:g}, {policy.name}: {len(requests)} requests in {requests.window_s:.0f} s")
                 real, actions = play(live, requests, policy, seed)
                 failed = int((real.outcomes.state == State.FAILED).sum())
                 if failed > len(requests) // 2:
                     raise UserError(f"{failed} of {len(requests)} requests failed on the replicas; see their logs")
                 played.append(simulate(fleet, load, policy, real, actions, seed))
     return played
+
+
+def at_rate(requests: Requests, rate_rps: float) -> Requests:
+    """The same requests, whose arrivals are stretched so that the rate is exactly this one: bursts stay bursts."""
+    table, seconds = requests.table.copy(), len(requests) / rate_rps
+    table["arrival_s"] *= seconds / requests.window_s
+    return replace(requests, table=table, duration_s=seconds)
 
 
 def play(live: LiveRuntime, requests: Requests, policy: CompiledPolicy, seed: int) -> tuple[Episode, np.ndarray]:

@@ -12,6 +12,7 @@ from simulated import FASTEST, episode, fleet
 
 from steersman.agents.policies import resolve
 from steersman.runtime.configs import find_config
+from steersman.runtime.draw import draw
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import load_fleet, with_profiles
 from steersman.runtime.outcomes import Episode
@@ -19,7 +20,7 @@ from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import load_workload
 from steersman.training.fidelity import Played, as_report, kendall, measures, occupancy, throughput
 from steersman.training.fidelity_report import cdf_figure, metrics_table, ranks_table
-from steersman.training.validate import capacity_rps, simulate
+from steersman.training.validate import at_rate, capacity_rps, simulate
 
 TWO = fleet({}, {"profile": "llama-3.1-8b-l40s-bf16"})
 LIMITS = TWO.table()["max_num_seqs"]
@@ -63,7 +64,7 @@ def test_throughput_and_occupancy_are_counted_within_the_window() -> None:
     assert throughput(kept) <= kept.requests.table["output_tokens"].sum() / kept.duration_s
     assert 0 < occupancy(kept, LIMITS) < 1
     held = kept.outcomes.e2e_s.sum() / kept.duration_s / LIMITS.sum()
-    assert occupancy(kept, LIMITS) == pytest.approx(held, rel=0.1)
+    assert 0.8 * held < occupancy(kept, LIMITS) <= held  # less what ends after the window
 
 
 def test_kendalls_tau() -> None:
@@ -119,3 +120,12 @@ def test_profiles_are_given_for_all_groups_or_for_one() -> None:
 def test_the_policy_in_use_is_any() -> None:
     kept, actions = real()
     assert simulate(TWO, 1.0, FASTEST, kept, actions, 0).policy == "fastest"
+
+
+def test_arrivals_are_stretched_to_the_rate() -> None:
+    drawn = draw(load_workload(find_config("workloads", "local")), load_fleet(find_config("fleets", "local")), 1)
+    stretched = at_rate(drawn, 3.5)
+    assert len(stretched) / stretched.window_s == pytest.approx(3.5)
+    assert stretched.table["arrival_s"][-1] < stretched.window_s
+    gaps = np.diff(stretched.table["arrival_s"]) / np.diff(drawn.table["arrival_s"])
+    assert gaps == pytest.approx(stretched.window_s / drawn.window_s)

@@ -26,8 +26,8 @@ def tables(figures: dict[str, Any]) -> list[Table]:
         ("its restoration (µs)", "restore_us"),
     ):
         made[-1].add_row(text, f"{figures[name]:.2f}")
-    stream = f"peak memory of a process that streams {figures['stream_requests']:,} requests (MiB)"
-    made[-1].add_row(stream, f"{figures['peak_mib']:.0f}, {figures['peak_before_mib']:.0f} before it began")
+    stream = f"most memory of a process that streams {figures['stream_requests']:,} requests (MiB)"
+    made[-1].add_row(stream, f"{figures['peak_mib']:.0f}; {figures['before_mib']:.0f} before it began")
     made[-1].add_row("streamed requests/s, making them included", f"{figures['stream_requests_per_s']:,.0f}")
     made.append(_table("", ("replicas, equally loaded", "requests/s")))
     for row in figures["scaling"]:
@@ -52,6 +52,7 @@ def scaling_figure(scaling: list[dict[str, Any]]) -> Figure:
         axes.annotate(f"{rate:,.0f}", (size, rate), textcoords="offset points", xytext=(6, 6), fontsize=9)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
+    axes.set_xlim(min(sizes) / 1.3, max(sizes) * 2)  # room for the numbers
     axes.set_ylim(min(rates) / 2, max(rates) * 2)
     axes.set_xlabel("replicas, equally loaded")
     axes.set_ylabel("simulated requests/s")
