@@ -3,6 +3,8 @@
 While a stream decodes, two of its tokens are one iteration apart. What an iteration prefilled is not seen, but where
 a prefill ended is: its last chunk is in the iteration that gives the first token. The engine is taken to be greedy:
 chunks fill the budget of each iteration that begins after the request was sent.
+
+Where a stream's tokens were read together, somebody on the way was late: which iteration took how long is not known there.
 """
 
 from __future__ import annotations
@@ -59,6 +61,8 @@ def steps(streams: Sequence[Stream], token_budget: int) -> np.ndarray:
     for stream, own in zip(streams, index, strict=True):  # another prompt may have been computed in part: not known
         ambiguous = alone & (bounds > stream.sent_s) & (np.arange(len(bounds)) < own[0])
         table["iterations"][ambiguous] = 0
+        together = np.diff(stream.token_s) == 0
+        table["iterations"][own[1:][together]] = table["iterations"][own[:-1][together]] = 0
     table["seconds"] = bounds - np.where(alone, np.maximum(begins, np.where(np.isfinite(waits), waits, begins)), begins)
     return table[np.isfinite(table["seconds"]) & (table["seconds"] > 0) & (table["iterations"] > 0)]
 
