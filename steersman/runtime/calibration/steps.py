@@ -4,7 +4,8 @@ While a stream decodes, two of its tokens are one iteration apart. What an itera
 a prefill ended is: its last chunk is in the iteration that gives the first token. The engine is taken to be greedy:
 chunks fill the budget of each iteration that begins after the request was sent.
 
-Where a stream's tokens were read together, somebody on the way was late: which iteration took how long is not known there.
+Where two tokens of a stream were read together, somebody on the way was late. How long their iterations took is not
+known, and they are left out.
 """
 
 from __future__ import annotations
