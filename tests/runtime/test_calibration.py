@@ -113,6 +113,33 @@ def test_steps_that_another_program_delayed_count_little() -> None:
     assert abs(off.total) < 0.05
 
 
+def test_tokens_that_were_read_together_do_not_spoil_the_fit() -> None:
+    """A client or server that is late for several iterations, as vLLM's is at times, gets the tokens of all at once."""
+    streams, _ = engine(2, 600)
+    rng = random.Random(0)
+    stalls = [(at, at + 0.1) for at in (rng.uniform(0, streams[-1].ended_s) for _ in range(200))]
+
+    def read(time: float) -> float:
+        return max([end for start, end in stalls if start <= time < end], default=time)
+
+    late = [s._replace(token_s=[read(t) + 1e-5 * (i % 100) for t in s.token_s]) for i, s in enumerate(streams)]
+    off = error(fit(steps(late, BUDGET)), steps(engine(3, 200)[0], BUDGET))
+    assert off.median < 0.05
+    assert abs(off.total) < 0.05
+
+
+def test_tokens_that_some_streams_get_late_do_not_spoil_the_fit() -> None:
+    streams, _ = engine(2, 600)
+    rng = random.Random(0)
+    late = [
+        s._replace(token_s=sorted(t + (rng.uniform(0.005, 0.02) if rng.random() < 0.3 else 0) for t in s.token_s))
+        for s in streams
+    ]
+    off = error(fit(steps(late, BUDGET)), steps(engine(3, 200)[0], BUDGET))
+    assert off.median < 0.03
+    assert abs(off.total) < 0.03
+
+
 def test_no_coefficient_is_negative() -> None:
     matrix = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 4.0]])
     assert non_negative(matrix, np.array([3.0, 2.0, 1.0])).tolist() == [2.0, 0.0]

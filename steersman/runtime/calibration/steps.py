@@ -3,6 +3,9 @@
 While a stream decodes, two of its tokens are one iteration apart. What an iteration prefilled is not seen, but where
 a prefill ended is: its last chunk is in the iteration that gives the first token. The engine is taken to be greedy:
 chunks fill the budget of each iteration that begins after the request was sent.
+
+Where two tokens of a stream were read together, or others got one between two of its, somebody on the way was late. How
+long such iterations took is not known, and they are left out.
 """
 
 from __future__ import annotations
@@ -59,6 +62,9 @@ def steps(streams: Sequence[Stream], token_budget: int) -> np.ndarray:
     for stream, own in zip(streams, index, strict=True):  # another prompt may have been computed in part: not known
         ambiguous = alone & (bounds > stream.sent_s) & (np.arange(len(bounds)) < own[0])
         table["iterations"][ambiguous] = 0
+        late = (np.diff(stream.token_s) == 0) | (np.diff(own) > 1)
+        for before, now, together in zip(own[:-1][late], own[1:][late], np.diff(own)[late] == 1, strict=True):
+            table["iterations"][before + 1 - together : now + 1] = 0
     table["seconds"] = bounds - np.where(alone, np.maximum(begins, np.where(np.isfinite(waits), waits, begins)), begins)
     return table[np.isfinite(table["seconds"]) & (table["seconds"] > 0) & (table["iterations"] > 0)]
 
