@@ -15,7 +15,7 @@ from steersman.runtime.observation import COLUMN
 from steersman.runtime.outcomes import State
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
-from steersman.runtime.simulator.faults import faults_of
+from steersman.runtime.simulator.faults import Kind, faults, faults_of
 
 
 def cluster(**changes: object) -> Fleet:
@@ -106,3 +106,25 @@ def test_a_fault_of_no_replica_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="there is no replica 'r7'"):
         load_fleet(path)
+
+
+def test_time_does_not_run_back_for_a_retry_whose_client_has_left() -> None:
+    """The other retry waits behind it for an iteration of a replica that decodes all the time."""
+    requests = episode([0.0, 0.1, 0.1], [10, 9000, 10], [500, 5, 5])
+    requests.table["cancel_s"] = [0.0, 0.01, 0.0]
+    runtime = SimulatedRuntime(fleet({"token_budget": 20000}, {"token_budget": 20000}))
+    runtime.reset(requests, faults([(0.25, 0, Kind.CRASH, 1.0)]))
+    runtime.replay(np.array([1, 0, 0, 1, 1]))
+    outcomes = runtime.outcomes()
+    assert outcomes.state.tolist() == [State.DONE, State.CANCELLED, State.DONE]
+    assert 0.1 + outcomes.ttft_s[2] > 0.25
+
+
+def test_a_crash_forgets_who_was_served() -> None:
+    """The first tenant was served before the crash; after it, the first request in the queue is the next."""
+    requests = episode([0.0, 3.0, 3.001, 3.002], [400, 10, 10, 10], [1, 20, 1, 1], tenant=[0, 1, 0, 1])
+    runtime = SimulatedRuntime(fleet({"max_num_seqs": 1, "queue": "vtc"}))
+    runtime.reset(requests, faults([(1.0, 0, Kind.CRASH, 1.0), (2.0, 0, Kind.START, 1.0)]))
+    runtime.replay(np.zeros(4))
+    first_token_s = requests.table["arrival_s"] + runtime.outcomes().ttft_s
+    assert first_token_s[2] < first_token_s[3]

@@ -28,7 +28,7 @@ def assert_equal(runtime: SimulatedRuntime, reference: Reference) -> None:
             np.testing.assert_allclose(row[name], getattr(engine.usage, name), rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(deadline=None, max_examples=1500, derandomize=True)
 @given(situations())
 def test_replaying_gives_what_the_reference_gives(situation):
     runtime, reference = situation.runtime(), situation.reference()
@@ -47,7 +47,7 @@ def changes(draw: st.DrawFn, situation: Situation, runtime: SimulatedRuntime) ->
     return replica, {"max_num_seqs": seqs, "token_budget": draw(st.integers(seqs, 40))}
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(deadline=None, max_examples=500, derandomize=True)
 @given(situations(), st.data())
 def test_replicas_may_change_between_decisions(situation, data):
     """Decision by decision, each engine has the same batch and queue, while limits and KV memory are set anew."""
