@@ -69,6 +69,8 @@ NORMALISER = {
     "others_harmed": Range(2.0, 8.0),
     "others_lost": Range(2.0, 8.0),
     "price": Range(1.0, 2.0),
+    "is_hold": Range(1.0, 1.0),
+    "patience": Range(0.5, 1.0),
     "prompt_tokens": Range(1000.0, 2000.0),
     "expected_output": Range(100.0, 300.0),
     "waited": Range(0.1, 1.0),
@@ -83,6 +85,7 @@ NORMALISER = {
     "best_tpot_slack": _SLACK,
     "mean_ttft_slack": _SLACK,
     "occupancy": Range(0.25, 0.5),
+    "held": Range(4.0, 32.0),
 }
 SCALE = np.array([NORMALISER[f.name].scale for f in FEATURES])
 NORM_WIDTH = np.array([math.asinh(NORMALISER[f.name].typical / NORMALISER[f.name].scale) for f in FEATURES])
