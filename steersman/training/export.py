@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from steersman.runtime.bundle import write_bundle
 from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, split
-from steersman.runtime.observation import CANDIDATE_FEATURES, WIDTH
+from steersman.runtime.observation import CANDIDATE_FEATURES, FEATURES, WIDTH
 from steersman.runtime.scoring import LIMIT
 
 OPSET, IR_VERSION = 17, 8  # old enough for ONNX Runtime 1.12 and later
@@ -25,63 +25,103 @@ OPSET, IR_VERSION = 17, 8  # old enough for ONNX Runtime 1.12 and later
 def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
     """The scorer as a serialised ONNX model, normaliser inside.
 
+    It is shaped for speed under ONNX Runtime, whose Asinh is slow and whose broadcasting is slow along short rows:
+
+    - What depends on the request alone is computed once, from the last row.
+    - Candidates stand in columns. One product with constants selects their features and scales them; a feature that
+      can be negative appears twice, with either sign. Hence asinh(x) = log(x + √(x² + 1)) for x ≥ 0 alone, where it
+      loses no digits, and 0 for the half that is negative.
+
+    Inputs must be within the ranges of the observation's schema.
+
     Raises:
         UserError: the number of weights does not fit the architecture, or a weight is not finite.
     """
     bilinear, *layers = split(architecture, weights)
-    gates = 1 + len(architecture.gates)
-    # One matrix product gives both sides of the bilinear form: what each gate multiplies, and the gates
-    # themselves, picked by ones.
-    both = np.zeros((WIDTH, 2 * gates))
-    both[:CANDIDATE_FEATURES, :gates] = bilinear
-    both[architecture.gate_columns, np.arange(gates + 1, 2 * gates)] = 1.0
-    constant = np.zeros(2 * gates)
-    constant[gates] = 1.0
-    constants: dict[str, np.ndarray] = {
-        "scale": SCALE,
-        "width": NORM_WIDTH,
-        "low": np.array(-LIMIT),
-        "high": np.array(LIMIT),
-        "bilinear": both,
-        "constant": constant,
-    }
-    nodes = [
-        helper.make_node("Div", ["rows", "scale"], ["scaled"]),
-        helper.make_node("Asinh", ["scaled"], ["compressed"]),
-        helper.make_node("Div", ["compressed", "width"], ["unclipped"]),
-        helper.make_node("Clip", ["unclipped", "low", "high"], ["features"]),
-        helper.make_node("Gemm", ["features", "bilinear", "constant"], ["both"]),
-        helper.make_node("Split", ["both"], ["candidate", "gates"], axis=1),
-        helper.make_node("Mul", ["candidate", "gates"], ["products"]),
-    ]
-    summed, inputs = "products", "features"
+    sides = [(f, sign) for sign in (1.0, -1.0) for f in range(CANDIDATE_FEATURES) if sign > 0 or FEATURES[f].low < 0]
+    columns, signs = np.array([f for f, _ in sides]), np.array([sign for _, sign in sides])
+    scaled = np.zeros((len(sides), WIDTH))
+    scaled[np.arange(len(sides)), columns] = signs / SCALE[columns]
+    # Of the weights of a feature that appears twice, one has the other sign.
+    unit = signs / NORM_WIDTH[columns]
+    g = _Graph()
+    g.add("Gemm", [g.constant("scaled", scaled), "rows"], "signed", transB=1)  # (sides, candidates)
+    g.add("Relu", ["signed"], "raw")
+    g.add("Mul", ["raw", "raw"], "square")
+    g.add("Add", ["square", g.constant("one", 1.0)], "more")
+    g.add("Sqrt", ["more"], "root")
+    g.add("Add", ["raw", "root"], "sum")
+    g.add("Log", ["sum"], "unclipped")
+    g.add("Min", ["unclipped", g.constant("limits", LIMIT * NORM_WIDTH[columns, None])], "features")
+
+    request = list(range(CANDIDATE_FEATURES, WIDTH)) if layers else architecture.gate_columns
+    gated = ungated = g.constant("bilinear", bilinear[columns, 0][None] * unit)
+    if request:
+        picked = np.zeros((WIDTH, len(request)))
+        picked[request, np.arange(len(request))] = 1.0 / SCALE[request]
+        g.add("Gather", ["rows", g.constant("last", np.array([-1]))], "row", axis=0)
+        g.add("MatMul", ["row", g.constant("picked", picked)], "request_scaled")
+        g.add("Asinh", ["request_scaled"], "request_compressed")
+        g.add("Mul", ["request_compressed", g.constant("request_unit", 1.0 / NORM_WIDTH[request])], "request_unclipped")
+        g.add("Clip", ["request_unclipped", g.constant("low", -LIMIT), g.constant("high", LIMIT)], "request")
+    if architecture.gates:
+        by_gate = np.zeros((len(request), len(sides)))
+        by_gate[[request.index(f) for f in architecture.gate_columns]] = bilinear[columns, 1:].T * unit
+        gated = g.add("Gemm", ["request", g.constant("by_gate", by_gate), ungated], "gated")  # (1, sides)
+    inputs = "features"
+    for i in range(len(architecture.hidden)):
+        weight, common = layers[2 * i], g.constant(f"bias{i}", layers[2 * i + 1][:, None])
+        if i == 0:  # the request's part is a bias that all candidates have in common
+            own = g.constant("request_weight", weight[CANDIDATE_FEATURES:].T)
+            common = g.add("Gemm", [own, "request", common], "request_part", transB=1)
+            weight = weight[columns] * unit[:, None]
+        g.add("Gemm", [g.constant(f"weight{i}", weight.T), inputs, common], f"linear{i}")  # (units, candidates)
+        inputs = g.add("Tanh", [f"linear{i}"], f"hidden{i}")
     if layers:
-        for i in range(len(architecture.hidden)):
-            constants[f"weight{i}"], constants[f"bias{i}"] = layers[2 * i], layers[2 * i + 1]
-            nodes.append(helper.make_node("Gemm", [inputs, f"weight{i}", f"bias{i}"], [f"linear{i}"]))
-            nodes.append(helper.make_node("Tanh", [f"linear{i}"], [f"hidden{i}"]))
-            inputs = f"hidden{i}"
-        constants["output"] = layers[-1]
-        nodes.append(helper.make_node("Mul", [inputs, "output"], ["weighted"]))
-        nodes.append(helper.make_node("Concat", ["products", "weighted"], ["terms"], axis=1))
-        summed = "terms"
-    nodes.append(helper.make_node("ReduceSum", [summed, "axes"], ["scores"], keepdims=0))
-    initialisers = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items()]
-    graph = helper.make_graph(
-        nodes,
-        "steersman-scorer",
-        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["candidates", WIDTH])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["candidates"])],
-        [*initialisers, numpy_helper.from_array(np.array([1], np.int64), "axes")],
-    )
-    model = helper.make_model(
-        graph,
-        producer_name="steersman",
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)
+        g.add("MatMul", [gated, "features"], "terms")
+        g.add("Gemm", [g.constant("output", layers[-1][None]), inputs, "terms"], "row_of_scores")
+    else:
+        g.add("MatMul", [gated, "features"], "row_of_scores")  # (1, candidates)
+    g.add("Squeeze", ["row_of_scores", g.constant("first", np.array([0]))], "scores")
+    return g.serialised()
+
+
+class _Graph:
+    """Nodes and constants, in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: np.ndarray | float) -> str:
+        """Float32, or int64 where it is an array of integers. Returns the name."""
+        array = np.asarray(value)
+        kind = np.int64 if array.dtype.kind == "i" else np.float32
+        self._constants.append(numpy_helper.from_array(array.astype(kind), name))
+        return name
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Returns the name of the output."""
+        self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
+
+    def serialised(self) -> bytes:
+        """The model, from `rows` to `scores`."""
+        graph = helper.make_graph(
+            self._nodes,
+            "steersman-scorer",
+            [helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["candidates", WIDTH])],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["candidates"])],
+            self._constants,
+        )
+        model = helper.make_model(
+            graph,
+            producer_name="steersman",
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString(deterministic=True))
 
 
 def export_bundle(path: Path, *, architecture: Architecture, weights: np.ndarray, name: str, **facts: Any) -> None:
