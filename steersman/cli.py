@@ -272,7 +272,7 @@ def decision(
 
 @bench.command()
 def training(
-    rounds: Annotated[int, typer.Option(help="Rollouts and updates of either loop; medians count.", min=1)] = 7,
+    rounds: Annotated[int, typer.Option(help="Rollouts and updates of either loop.", min=1)] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Frames per CPU second of MaskablePPO's loop, and what they would be if the environment cost nothing."""

@@ -54,7 +54,7 @@ def decision_table(figures: dict[str, Any]) -> Table:
 
 def training_table(figures: dict[str, Any]) -> Table:
     """The figures of `training.bench` for a terminal."""
-    title = f"{figures['machine']}; median of {figures['rounds']} rollouts and updates of {figures['frames']:,} frames"
+    title = f"{figures['machine']}; {figures['frames']:,} frames, {figures['episodes_ended']} episodes ended"
     table = _table(title, ("environment", "frames per CPU second"))
     table.add_row("the simulator", f"{figures['frames_per_cpu_s']:,.0f}")
     table.add_row("one that costs nothing", f"{figures['free_env_frames_per_cpu_s']:,.0f}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from importlib.metadata import version
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,8 @@ RECORDED = 128  # steps of each environment
 def bench(rounds: int) -> dict[str, Any]:
     """Frames per CPU second of both loops and their ratio, as the one JSON object that the command prints.
 
-    A frame is a step of one environment. Each of `rounds` rounds times a rollout and an update of either loop; figures
-    are medians, and the ratio is that of a round.
+    A frame is a step of one environment. Each of `rounds` rounds is a rollout and an update of either loop; there should
+    be enough for every environment to end an episode (24 or so), for drawing the next is a part of its cost.
     """
     torch.set_num_threads(1)
     # Every update makes all its epochs: with a limit on the KL, the two loops might do unequal work.
@@ -39,21 +38,24 @@ def bench(rounds: int) -> dict[str, Any]:
     env = SB3VecEnv(DispatchVectorEnv(config.envs, load=(min(loads), max(loads))))
     env.seed(0)
     models = [_model(env, config), _model(FreeVecEnv(env, RECORDED), config)]
-    frames, taken = config.rollout * config.envs, []
-    for number in range(rounds + 1):  # the first is for the compiler and caches
-        both = [_learn_s(model, frames) for model in (models if number % 2 else models[::-1])]
-        if number:
-            taken.append(both if number % 2 else both[::-1])
-    real, free = (frames / median(times) for times in zip(*taken, strict=True))
+    frames, seconds, ended = config.rollout * config.envs, [0.0, 0.0], 0
+    for number in range(rounds + 1):
+        for k in (0, 1) if number % 2 else (1, 0):
+            taken = _learn_s(models[k], frames)
+            if number:  # the first is for the compiler and caches
+                seconds[k] += taken
+        ended += int(models[0].rollout_buffer.episode_starts.sum())
+    real, free = (rounds * frames / taken for taken in seconds)
     return {
         "machine": machine(),
         "versions": {name: version(name) for name in ("steersman", "stable_baselines3", "torch", "numpy")},
         "rounds": rounds,
         "envs": config.envs,
-        "frames": frames,
+        "frames": rounds * frames,
+        "episodes_ended": ended - config.envs,
         "frames_per_cpu_s": real,
         "free_env_frames_per_cpu_s": free,
-        "ratio": median(without / with_env for with_env, without in taken),
+        "ratio": real / free,
     }
 
 
