@@ -29,8 +29,8 @@ RECORDED = 128  # steps of each environment
 def bench(rounds: int) -> dict[str, Any]:
     """Frames per CPU second of both loops and their ratio, as the one JSON object that the command prints.
 
-    A frame is a step of one environment. Each of `rounds` rounds is a rollout and an update of either loop; there should
-    be enough for every environment to end an episode (24 or so), for drawing the next is a part of its cost.
+    A frame is a step of one environment. Each of `rounds` rounds is a rollout and an update of either loop; enough of
+    them (24 or so) end an episode in every environment, for drawing the next is a part of its cost.
     """
     torch.set_num_threads(1)
     # Every update makes all its epochs: with a limit on the KL, the two loops might do unequal work.
