@@ -20,70 +20,88 @@ from steersman.runtime.observation import CANDIDATE_FEATURES, FEATURES, WIDTH
 from steersman.runtime.scoring import LIMIT
 
 OPSET, IR_VERSION = 17, 8  # old enough for ONNX Runtime 1.12 and later
+FAR = 8.0  # scales below zero at which float32 still has five digits of the logarithm
 
 
 def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
-    """The scorer as a serialised ONNX model, normaliser inside.
+    """The scorer as a serialised ONNX model, normaliser inside, shaped for speed under ONNX Runtime.
 
-    It is shaped for speed under ONNX Runtime, whose Asinh is slow and whose broadcasting is slow along short rows:
-
-    - What depends on the request alone is computed once, from the last row.
-    - Candidates stand in columns. One product with constants selects their features and scales them; a feature that
-      can be negative appears twice, with either sign. Hence asinh(x) = log(x + √(x² + 1)) for x ≥ 0 alone, where it
-      loses no digits, and 0 for the half that is negative.
-
-    Inputs must be within the ranges of the observation's schema.
+    What depends on the request alone is computed once, from the last row. Candidates stand in columns, for operators
+    are slow along short rows. Inputs must be within the ranges of the observation's schema.
 
     Raises:
         UserError: the number of weights does not fit the architecture, or a weight is not finite.
     """
     bilinear, *layers = split(architecture, weights)
-    sides = [(f, sign) for sign in (1.0, -1.0) for f in range(CANDIDATE_FEATURES) if sign > 0 or FEATURES[f].low < 0]
-    columns, signs = np.array([f for f, _ in sides]), np.array([sign for _, sign in sides])
-    scaled = np.zeros((len(sides), WIDTH))
-    scaled[np.arange(len(sides)), columns] = signs / SCALE[columns]
-    # Of the weights of a feature that appears twice, one has the other sign.
-    unit = signs / NORM_WIDTH[columns]
-    g = _Graph()
-    g.add("Gemm", [g.constant("scaled", scaled), "rows"], "signed", transB=1)  # (sides, candidates)
-    g.add("Relu", ["signed"], "raw")
-    g.add("Mul", ["raw", "raw"], "square")
-    g.add("Add", ["square", g.constant("one", 1.0)], "more")
-    g.add("Sqrt", ["more"], "root")
-    g.add("Add", ["raw", "root"], "sum")
-    g.add("Log", ["sum"], "unclipped")
-    g.add("Min", ["unclipped", g.constant("limits", LIMIT * NORM_WIDTH[columns, None])], "features")
-
+    g, signs = _Graph(), _signs()
+    _normalise_candidates(g, signs)
+    unit = np.concatenate([signs, np.ones(WIDTH - CANDIDATE_FEATURES)]) / NORM_WIDTH
+    bilinear = bilinear * unit[:CANDIDATE_FEATURES, None]
     request = list(range(CANDIDATE_FEATURES, WIDTH)) if layers else architecture.gate_columns
-    gated = ungated = g.constant("bilinear", bilinear[columns, 0][None] * unit)
     if request:
-        picked = np.zeros((WIDTH, len(request)))
-        picked[request, np.arange(len(request))] = 1.0 / SCALE[request]
-        g.add("Gather", ["rows", g.constant("last", np.array([-1]))], "row", axis=0)
-        g.add("MatMul", ["row", g.constant("picked", picked)], "request_scaled")
-        g.add("Asinh", ["request_scaled"], "request_compressed")
-        g.add("Mul", ["request_compressed", g.constant("request_unit", 1.0 / NORM_WIDTH[request])], "request_unclipped")
-        g.add("Clip", ["request_unclipped", g.constant("low", -LIMIT), g.constant("high", LIMIT)], "request")
+        _normalise_request(g, request)
+    gated = g.constant("bilinear", bilinear[:, :1].T)
     if architecture.gates:
-        by_gate = np.zeros((len(request), len(sides)))
-        by_gate[[request.index(f) for f in architecture.gate_columns]] = bilinear[columns, 1:].T * unit
-        gated = g.add("Gemm", ["request", g.constant("by_gate", by_gate), ungated], "gated")  # (1, sides)
-    inputs = "features"
+        by_gate = np.zeros((len(request), CANDIDATE_FEATURES))
+        gates = architecture.gate_columns
+        by_gate[[request.index(f) for f in gates]] = (bilinear[:, 1:] * unit[gates]).T
+        gated = g.add("Gemm", ["request", g.constant("by_gate", by_gate), gated], "gated")  # (1, features)
+    terms = g.add("MatMul", [gated, "candidates"], "terms")  # (1, candidates)
+
+    inputs = "candidates"
     for i in range(len(architecture.hidden)):
         weight, common = layers[2 * i], g.constant(f"bias{i}", layers[2 * i + 1][:, None])
         if i == 0:  # the request's part is a bias that all candidates have in common
+            weight = weight * unit[:, None]
             own = g.constant("request_weight", weight[CANDIDATE_FEATURES:].T)
             common = g.add("Gemm", [own, "request", common], "request_part", transB=1)
-            weight = weight[columns] * unit[:, None]
+            weight = weight[:CANDIDATE_FEATURES]
         g.add("Gemm", [g.constant(f"weight{i}", weight.T), inputs, common], f"linear{i}")  # (units, candidates)
         inputs = g.add("Tanh", [f"linear{i}"], f"hidden{i}")
     if layers:
-        g.add("MatMul", [gated, "features"], "terms")
-        g.add("Gemm", [g.constant("output", layers[-1][None]), inputs, "terms"], "row_of_scores")
-    else:
-        g.add("MatMul", [gated, "features"], "row_of_scores")  # (1, candidates)
-    g.add("Squeeze", ["row_of_scores", g.constant("first", np.array([0]))], "scores")
+        terms = g.add("Gemm", [g.constant("output", layers[-1][None]), inputs, terms], "both")
+    g.add("Squeeze", [terms, g.constant("first", np.array([0]))], "scores")
     return g.serialised()
+
+
+def _signs() -> np.ndarray:
+    """Signs (CANDIDATE_FEATURES,) with which each feature is large only where it is positive.
+
+    Log is a ninth as expensive as Asinh, but log(x + √(x² + 1)) loses digits where x is far below zero.
+    """
+    signs = np.ones(CANDIDATE_FEATURES)
+    for f, feature in enumerate(FEATURES[:CANDIDATE_FEATURES]):
+        if -feature.low > FAR * SCALE[f]:
+            signs[f] = -1.0
+            assert feature.high <= FAR * SCALE[f], f"{feature.name} may be far on both sides of zero"
+    return signs
+
+
+def _normalise_candidates(g: _Graph, signs: np.ndarray) -> None:
+    """`candidates` (features, C): asinh(sign · raw / scale), clipped; the division by width is in the weights."""
+    picked = np.zeros((CANDIDATE_FEATURES, WIDTH))
+    np.fill_diagonal(picked, signs / SCALE[:CANDIDATE_FEATURES])
+    g.add("Gemm", [g.constant("picked", picked), "rows"], "scaled", transB=1)
+    g.add("Mul", ["scaled", "scaled"], "square")
+    g.add("Add", ["square", g.constant("one", 1.0)], "more")
+    g.add("Sqrt", ["more"], "root")
+    g.add("Add", ["scaled", "root"], "sum")
+    g.add("Log", ["sum"], "unclipped")
+    g.add("Min", ["unclipped", g.constant("limits", LIMIT * NORM_WIDTH[:CANDIDATE_FEATURES, None])], "candidates")
+
+
+def _normalise_request(g: _Graph, columns: list[int]) -> None:
+    """`request` (1, len(columns)): asinh(raw / scale), clipped; the division by width is in the weights."""
+    picked, limits = np.zeros((WIDTH, len(columns))), LIMIT * NORM_WIDTH[columns]
+    picked[columns, np.arange(len(columns))] = 1.0 / SCALE[columns]
+    g.add("Gather", ["rows", g.constant("last", np.array([-1]))], "row", axis=0)
+    g.add("MatMul", ["row", g.constant("request_picked", picked)], "request_scaled")
+    g.add("Asinh", ["request_scaled"], "request_unclipped")
+    if any(FEATURES[f].low < 0 for f in columns):
+        g.add("Max", ["request_unclipped", g.constant("request_low", -limits)], "request_below")
+        g.add("Min", ["request_below", g.constant("request_high", limits)], "request")
+    else:
+        g.add("Min", ["request_unclipped", g.constant("request_high", limits)], "request")
 
 
 class _Graph:

@@ -1,8 +1,8 @@
 """How long one decision takes in the gateway: `steersman bench decision`.
 
-Each round does what `Scheduler.decide` does for a request, in its order: observe it and apply the guard, then score
-the candidates and pick one. The policy is the bundle's graph under ONNX Runtime, loaded as the gateway loads it;
-beside it, on the same observation, its compiled form.
+Each round is `Scheduler.decide` for a request: observe it and apply the guard, then score the candidates and pick one.
+The policy is the bundle's graph under ONNX Runtime, loaded as the gateway loads it; beside it its compiled form, and
+observation and guard alone.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ CANDIDATES = (16, 256)
 WARM_UP = 200  # rounds that are not counted
 PER_REPLICA = 4  # requests in flight
 KINDS = 64  # of requests that are decided in turn
-STEPS = ("policy", "compiled", "observe", "decide")
 
 
 def bench(policy: Path | None, rounds: int) -> dict[str, Any]:
@@ -77,25 +76,26 @@ def _random_bundle() -> Bundle:
 def _times(bundle: Bundle, candidates: int, rounds: int) -> dict[str, np.ndarray]:
     """Microseconds of each step, (rounds,)."""
     served, compiled = (_busy(policy, candidates) for policy in (bundle.serving, bundle.compiled.bind()))
-    requests = list(zip(_tickets(served, KINDS), _tickets(compiled, KINDS), strict=True))
-    taken = {step: np.zeros(rounds) for step in STEPS}
-    for i in range(-WARM_UP, rounds):
-        ticket, same = requests[i % KINDS]
+    whole, part = _decide_us(served, rounds)
+    observe, tickets = np.zeros(rounds), _tickets(served, KINDS)
+    for i in range(rounds):
         started = time.perf_counter()
-        decision = served.decide(ticket)
-        decided = time.perf_counter()
-        other = compiled.decide(same)
-        began = time.perf_counter()
-        served.observe(ticket)
-        observed = time.perf_counter()
+        served.observe(tickets[i % KINDS])
+        observe[i] = 1e6 * (time.perf_counter() - started)
+    return {"policy": part, "compiled": _decide_us(compiled, rounds)[1], "observe": observe, "decide": whole}
+
+
+def _decide_us(scheduler: Scheduler, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Microseconds of whole decisions, and of the policy's part in them, (rounds,) each."""
+    tickets, whole, part = _tickets(scheduler, KINDS), np.zeros(rounds), np.zeros(rounds)
+    for i in range(-WARM_UP, rounds):
+        started = time.perf_counter()
+        decision = scheduler.decide(tickets[i % KINDS])
         if i >= 0:
-            taken["decide"][i] = decided - started
-            taken["policy"][i] = decision.decision_s
-            taken["compiled"][i] = other.decision_s
-            taken["observe"][i] = observed - began
-    if served.fallbacks or compiled.fallbacks:
-        raise RuntimeError(f"the policy failed: {dict(served.fallbacks)}, {dict(compiled.fallbacks)}")
-    return {step: 1e6 * seconds for step, seconds in taken.items()}
+            whole[i], part[i] = 1e6 * (time.perf_counter() - started), 1e6 * decision.decision_s
+    if scheduler.fallbacks:
+        raise RuntimeError(f"the policy failed: {dict(scheduler.fallbacks)}")
+    return whole, part
 
 
 def _busy(policy: Policy, candidates: int) -> Scheduler:
