@@ -87,7 +87,7 @@ def at_rate(requests: Requests, rate_rps: float) -> Requests:
 
 
 def play(live: LiveRuntime, requests: Requests, policy: CompiledPolicy, seed: int) -> tuple[Episode, np.ndarray]:
-    """One episode in real time. Returns it, and the actions taken, int32 (N,)."""
+    """One episode in real time. Returns it, and the actions taken, int32 (D,)."""
     bound, actions = policy.bind(seed), []
     live.reset(requests)
     due = live.advance()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import secrets
 import threading
 from collections.abc import Coroutine
@@ -18,7 +19,6 @@ from typing import Any, TypeVar
 import aiohttp
 import numpy as np
 
-from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.observation import WIDTH, candidates_for
 from steersman.runtime.outcomes import USAGE, Episode, Outcomes, State
@@ -209,8 +209,8 @@ class _Episode:
             index, ticket = due
             leaves_s = float(self.requests.table["cancel_s"][index])
             if ticket.holds and leaves_s and self.scheduler.now >= ticket.arrived_s + leaves_s:
-                self.scheduler.given_up(ticket)
-                self.outcomes.state[index], self.outcomes.attained[index] = State.CANCELLED, True
+                self.outcomes.state[index] = State.CANCELLED
+                self.outcomes.attained[index] = self.scheduler.given_up(ticket, leaves_s)
                 self._ended.append(index)
                 continue
             self.scheduler.resumed(ticket)
@@ -225,15 +225,16 @@ class _Episode:
 
     async def _next_due(self) -> tuple[int, Ticket] | None:
         """Wait until a request arrives, or a held one is due."""
-        arrival = float(self.requests.table["arrival_s"][self._next]) if self._next < len(self.requests) else None
-        if self._held and (arrival is None or self._held[0][0] < arrival):
-            due_s, index, ticket = heapq.heappop(self._held)
-            await asyncio.sleep(max(0.0, due_s - self.scheduler.now))
+        more = self._next < len(self.requests)
+        arrival_s = float(self.requests.table["arrival_s"][self._next]) if more else math.inf
+        if self._held and self._held[0][0] < arrival_s:
+            await asyncio.sleep(max(0.0, self._held[0][0] - self.scheduler.now))
             self._count_usage()
+            _, index, ticket = heapq.heappop(self._held)
             return index, ticket
-        if arrival is None:
+        if not more:
             return None
-        await asyncio.sleep(max(0.0, arrival - self.scheduler.now))
+        await asyncio.sleep(max(0.0, arrival_s - self.scheduler.now))
         index, q = self._next, self.requests.table[self._next]
         self._next += 1
         self._count_usage()

@@ -56,8 +56,8 @@ class SimulatedRuntime:
     """One simulated cluster.
 
     After `reset`, `advance()` runs to the first decision and fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,);
-    `step(action)` carries it out and runs to the next: a replica's index, or one of the last two candidates, to hold or to shed. `run(policy)`
-    plays the rest of the episode in compiled code.
+    `step(action)` carries it out and runs to the next: a replica's index, or one of the last two candidates, to hold or
+    to shed. `run(policy)` plays the rest of the episode in compiled code.
 
     candidates: C, at least replicas + 2 (the default); more leaves room for padding.
     """
