@@ -332,6 +332,19 @@ def replay(a, actions):
 
 
 @njit
+def replay_each(a, routes, holds):
+    """Play an episode in which request i is held `holds[i]` times, then goes to `routes[i]`, or is shed if that is −1.
+
+    Both are int32 (N,).
+    """
+    c = open_state(a).cluster[0]
+    more = step(a, STAY, 0)
+    while more:
+        waits = c.holds < holds[c.pending]
+        more = step(a, c.n_candidates - 2 if waits else routes[c.pending], 0)
+
+
+@njit
 def replay_one(a, r, routes, holds):
     """Play replica `r` alone, with the requests that `routes`, int32 (N,), sends there; no other one runs on.
 

@@ -261,6 +261,14 @@ class SimulatedRuntime:
         """
         return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
 
+    def replay_each(self, routes: np.ndarray, holds: np.ndarray) -> None:
+        """Play the rest of the episode with a replica, or −1 to shed, for each request (N,), held so often (N,) before.
+
+        Unlike in `replay`, the order in which they are decided does not matter.
+        """
+        arrays = (np.ascontiguousarray(array, np.int32) for array in (routes, holds))
+        kernel.replay_each(self.address, *arrays)
+
     def _play(
         self, policy: CompiledPolicy, seed: int, keep: int, actions: int, memory: np.ndarray | None = None
     ) -> tuple[int, np.ndarray, np.ndarray]:
