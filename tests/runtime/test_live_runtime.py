@@ -46,6 +46,7 @@ async def test_held_requests_are_decided_anew_in_their_order() -> None:
             outcomes = runtime.outcomes()
             assert outcomes.state.tolist() == [State.DONE, State.DONE]
             assert outcomes.replica.tolist() == [0, 1]
+            assert runtime.holds.tolist() == [1, 1]
             assert (outcomes.ttft_s > 0.25).all()
             assert sorted(runtime.ended.tolist()) == [0, 1]
 

@@ -244,6 +244,9 @@ def test_all_decisions_are_recorded_however_many_they_are():
     runtime.reset(requests)
     assert runtime.replay(actions) == len(actions)
     assert runtime.records.tobytes() == ran.tobytes()
+    runtime.reset(requests)
+    runtime.replay_each(ran["replica"], ran["holds"])
+    assert runtime.records.tobytes() == ran.tobytes()
 
 
 def test_hidden_output_lengths_do_not_reach_the_observation():
