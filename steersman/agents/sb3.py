@@ -20,7 +20,7 @@ from steersman.runtime.network import Architecture
 from steersman.runtime.observation import COLUMN, WIDTH
 
 VALUE_WIDTH = 64
-_IS_REPLICA = COLUMN["is_replica"]
+_IS_REPLICA, _IS_HOLD = COLUMN["is_replica"], COLUMN["is_hold"]
 
 
 class ScorerExtractor(BaseFeaturesExtractor):
@@ -36,7 +36,7 @@ class ScorerExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         observations = observations.reshape(*observations.shape[:-1], self.candidates, WIDTH)
-        real = observations[..., _IS_REPLICA] > 0
+        real = observations[..., _IS_REPLICA] + observations[..., _IS_HOLD] > 0
         real[..., -1] = True  # shed
         logits = self.scorer(observations).masked_fill(~real, -1e8)
         embedded = torch.tanh(self.embed(self.scorer.normalise(observations)))

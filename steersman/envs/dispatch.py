@@ -51,10 +51,10 @@ class DispatchEnv(gym.Env[np.ndarray, np.integer]):
     """Where does the request that has just arrived go?
 
     Observation: float32 (C · WIDTH,), the rows of `steersman.runtime.observation` one after the other: R replicas,
-    padding, and *shed* last; `observation.reshape(-1, WIDTH)` is the table (C, WIDTH). Raw quantities in the units
+    padding, *hold* and *shed*; `observation.reshape(-1, WIDTH)` is the table (C, WIDTH). Raw quantities in the units
     given there. It is flat because Stable-Baselines3 takes flat vectors only.
-    Action: Discrete(C). A replica's index sends it there; the last one sheds. An action that the guard masks sheds
-    too: `action_masks()` and `info["action_mask"]` say which are allowed.
+    Action: Discrete(C). A replica's index sends it there; the last two hold it, to be decided anew after a pause, and
+    shed it. An action that the guard masks sheds too: `action_masks()` and `info["action_mask"]` say which are allowed.
     Reward: the sum over requests that ended since the last step of what the reward says they are worth.
     Termination: every request of the episode has ended; then `info["metrics"]` has the figures of the episode, and
     the observation is zero. Never truncated.
@@ -81,7 +81,7 @@ class DispatchEnv(gym.Env[np.ndarray, np.integer]):
         """
         workload, fleet: a name, a file or the object. runtime: `simulated`, or `live` for the fleet's backends.
         load: multiplies the workload's rate; a pair is a range to draw from. duration_s: length of an episode.
-        candidates: C, at least replicas + 1 (the default); more leaves room for padding.
+        candidates: C, at least replicas + 2 (the default); more leaves room for padding.
 
         Raises:
             UserError: an argument names nothing that exists, or workload and fleet do not fit.

@@ -14,5 +14,5 @@ def observation_space(candidates: int) -> spaces.Box:
 
 
 def action_space(candidates: int) -> spaces.Discrete:
-    """A candidate: a replica, padding (masked), or the last one, which sheds."""
+    """A candidate: a replica, padding (masked), or one of the last two, which hold and shed."""
     return spaces.Discrete(candidates)

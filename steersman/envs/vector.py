@@ -17,6 +17,7 @@ from steersman.envs.reward import Reward, find_reward
 from steersman.envs.spaces import action_space, observation_space
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
+from steersman.runtime.observation import candidates_for
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Split, Workload
 
@@ -56,10 +57,7 @@ class DispatchVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.render_mode = None
         self._episodes = Episodes(workload, fleet, load=load, duration_s=duration_s, split=split, traces=traces)
         self.workload, self.fleet = self._episodes.workload, self._episodes.fleet
-        least = len(self.fleet.groups) + 1
-        self.candidates = candidates or least
-        if self.candidates < least:
-            raise UserError(f"{least - 1} replicas and shed do not fit into {self.candidates} candidates")
+        self.candidates = candidates_for(len(self.fleet.groups), candidates)
         self.single_observation_space = observation_space(self.candidates)
         self.single_action_space = action_space(self.candidates)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -45,7 +45,7 @@ TENANT_VIEW = np.dtype(
 )
 
 # One row: the whole fleet.
-FLEET_VIEW = np.dtype([("rate_short", "f8"), ("rate_long", "f8"), ("rate_at_s", "f8"), ("_", "f8")], align=True)
+FLEET_VIEW = np.dtype([("rate_short", "f8"), ("rate_long", "f8"), ("rate_at_s", "f8"), ("held", "f8")], align=True)
 
 _HEAD, _NODE = prefixes.HEAD.itemsize, prefixes.NODE.itemsize
 PREFILL_RATE_WINDOW_S = 10.0
@@ -103,7 +103,7 @@ def clear(book):
         book.tenant_views[t].arrived = book.tenant_views[t].ended = 0.0
     book.tenant_inflight[:] = 0.0
     f = book.fleet[0]
-    f.rate_short = f.rate_long = f.rate_at_s = 0.0
+    f.rate_short = f.rate_long = f.rate_at_s = f.held = 0.0
 
 
 @njit(forceinline=True)

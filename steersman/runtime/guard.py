@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from steersman.runtime.compiled import njit
+from steersman.runtime.holding import may_hold
 
 
 class Reason(IntEnum):
@@ -16,20 +17,21 @@ class Reason(IntEnum):
     MODEL = 3  # serves another model
     REGION = 4  # the request's data may not go there
     CONTEXT = 5  # prompt and max_tokens exceed its context or its whole KV cache
+    WAITED = 6  # hold: it has waited as long as its promise allows, or no replica may have it
 
 
-_ALLOWED, _PADDING, _DOWN, _MODEL, _REGION, _CONTEXT = (int(reason) for reason in Reason)
+_ALLOWED, _PADDING, _DOWN, _MODEL, _REGION, _CONTEXT, _WAITED = (int(reason) for reason in Reason)
 
 
 @njit(forceinline=True)
-def guard(replicas, prompt_tokens, max_tokens, model, regions, mask, reasons):
+def guard(replicas, prompt_tokens, max_tokens, model, regions, ttft_slo_s, waited_s, mask, reasons):
     """Fill `mask` (C,) bool and `reasons` (C,) int8 for one request over REPLICA (R,). Shed is always allowed.
 
     Returns how many replicas are allowed.
     """
     allowed = 0
-    last = len(mask) - 1
-    for c in range(last):
+    hold, last = len(mask) - 2, len(mask) - 1
+    for c in range(hold):
         reason = _ALLOWED
         if c >= len(replicas):
             reason = _PADDING
@@ -46,6 +48,8 @@ def guard(replicas, prompt_tokens, max_tokens, model, regions, mask, reasons):
         mask[c] = reason == _ALLOWED
         reasons[c] = reason
         allowed += reason == _ALLOWED
+    mask[hold] = allowed > 0 and may_hold(ttft_slo_s, waited_s)
+    reasons[hold] = _ALLOWED if mask[hold] else _WAITED
     mask[last] = True
     reasons[last] = _ALLOWED
     return allowed

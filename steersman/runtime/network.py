@@ -6,7 +6,8 @@ With x the F normalised candidate features, r the normalised request features, a
     normalised = asinh(raw / scale) / width, clipped to [−LIMIT, LIMIT]
 
 On the shed row every x is zero and so is its bilinear part: the weights of `is_replica`, times the gates, are
-a threshold for shedding that depends on the request. No feature is shifted by a mean, which would break this.
+a threshold for shedding that depends on the request. On the hold row only `is_hold` and `patience` are not zero. No
+feature is shifted by a mean, which would break this.
 The MLP has no output bias: one would add the same number to every candidate.
 
 The network stands in three forms: compiled (`scoring.py`), torch (`agents/scorer.py`) and ONNX
@@ -69,6 +70,8 @@ NORMALISER = {
     "others_harmed": Range(2.0, 8.0),
     "others_lost": Range(2.0, 8.0),
     "price": Range(1.0, 2.0),
+    "is_hold": Range(1.0, 1.0),
+    "patience": Range(0.5, 1.0),
     "prompt_tokens": Range(1000.0, 2000.0),
     "expected_output": Range(100.0, 300.0),
     "waited": Range(0.1, 1.0),
@@ -83,6 +86,7 @@ NORMALISER = {
     "best_tpot_slack": _SLACK,
     "mean_ttft_slack": _SLACK,
     "occupancy": Range(0.25, 0.5),
+    "held": Range(4.0, 32.0),
 }
 SCALE = np.array([NORMALISER[f.name].scale for f in FEATURES])
 NORM_WIDTH = np.array([math.asinh(NORMALISER[f.name].typical / NORMALISER[f.name].scale) for f in FEATURES])

@@ -1,9 +1,10 @@
 """The observation: one float32 row for each candidate, encoded by one compiled function everywhere.
 
-Rows 0 … R−1 are replicas, rows between the last replica and the end are padding (zero), and the last row is
-*shed*. The columns hold raw quantities in the units given here; a learned policy normalises them inside its own
-graph. The first `CANDIDATE_FEATURES` columns describe the candidate (zero on the shed row), the others describe
-the request, its tenant and the fleet, and are equal on every row that is not padding.
+Rows 0 … R−1 are replicas, then there is padding (zero), and the last two rows are *hold* and *shed*. The columns
+have raw quantities in the units given here; a learned policy normalises them inside its own graph. The first
+`CANDIDATE_FEATURES` columns describe the candidate (zero on the shed row, and on that of hold once the request has
+waited too long), the others describe the request, its tenant and the fleet, and are equal on every row that is not
+padding.
 
 Nothing in it depends on the request's true output length.
 """
@@ -19,8 +20,10 @@ import numpy as np
 from steersman.runtime.bookkeeping import PREFILL_RATE_WINDOW_S, RATE_LONG_S, RATE_SHORT_S
 from steersman.runtime.compiled import njit
 from steersman.runtime.cost import chunk_s, iteration_s
+from steersman.runtime.errors import UserError
+from steersman.runtime.holding import may_hold
 
-VERSION = 1
+VERSION = 2
 
 
 class Feature(NamedTuple):
@@ -35,7 +38,7 @@ class Feature(NamedTuple):
 
 _BIG = 1e7
 CANDIDATE = (
-    Feature("is_replica", "bool", 0, 1, "1 for a replica, 0 for shed and padding"),
+    Feature("is_replica", "bool", 0, 1, "1 for a replica, 0 for hold, shed and padding"),
     Feature("inflight", "requests", 0, _BIG, "sent to it and not ended (own count)"),
     Feature("prefilling", "requests", 0, _BIG, "of these, without a first token yet (own count)"),
     Feature(
@@ -74,6 +77,8 @@ CANDIDATE = (
     ),
     Feature("others_lost", "requests", 0, _BIG, "in flight whose TPOT target is missed anyway"),
     Feature("price", "currency/h", 0, _BIG, "price per hour"),
+    Feature("is_hold", "bool", 0, 1, "1 for hold, unless it has waited too long"),
+    Feature("patience", "share", 0, 1, "hold: share of the TTFT target that is left"),
 )
 REQUEST = (
     Feature("prompt_tokens", "tokens", 0, _BIG, "prompt length"),
@@ -90,6 +95,7 @@ REQUEST = (
     Feature("best_tpot_slack", "ratio", -1e4, 1, "best tpot_slack over replicas"),
     Feature("mean_ttft_slack", "ratio", -1e4, 1, "mean ttft_slack over replicas, each at least −2"),
     Feature("occupancy", "share", 0, 1e4, "requests in flight over the fleet's batch limits"),
+    Feature("held", "requests", 0, _BIG, "waiting at this gateway"),
 )
 FEATURES = CANDIDATE + REQUEST
 CANDIDATE_FEATURES = len(CANDIDATE)
@@ -98,6 +104,18 @@ COLUMN = {feature.name: i for i, feature in enumerate(FEATURES)}
 LOW = np.array([f.low for f in FEATURES], np.float32)
 HIGH = np.array([f.high for f in FEATURES], np.float32)
 SCHEMA_HASH = hashlib.sha256(repr((VERSION, FEATURES)).encode()).hexdigest()[:16]
+
+
+def candidates_for(replicas: int, candidates: int | None = None) -> int:
+    """C for a fleet: as given, or what it needs.
+
+    Raises:
+        UserError: that is not enough.
+    """
+    least = replicas + 2
+    if candidates is not None and candidates < least:
+        raise UserError(f"{replicas} replicas, hold and shed do not fit into {candidates} candidates")
+    return candidates or least
 
 
 class Prediction(NamedTuple):
@@ -163,7 +181,7 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
     """Write the observation of one request into `rows`.
 
     replicas: REPLICA (R,); book: Bookkeeping; matched: float64 (R,) tokens believed cached on each replica;
-    rows: float32 (C, WIDTH), C > R.
+    rows: float32 (C, WIDTH), C > R + 1.
     """
     n = len(replicas)
     promise, tv = book.tenants[tenant], book.tenant_views[tenant]
@@ -225,9 +243,12 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
     seen = max(1e-3, 1.0 - np.exp(-max(now, RATE_SHORT_S) / RATE_LONG_S))
     long = f.rate_long * np.exp(-elapsed / RATE_LONG_S) / seen
     k = CANDIDATE_FEATURES
-    last = rows.shape[0] - 1
+    hold = rows.shape[0] - 2
+    if may_hold(promise.ttft_slo_s, waited_s):
+        rows[hold, 27] = 1.0
+        rows[hold, 28] = 1.0 - waited_s / promise.ttft_slo_s
     for c in range(rows.shape[0]):
-        if c >= n and c != last:
+        if n <= c < hold:
             continue
         row = rows[c]
         row[k] = prompt_tokens
@@ -244,3 +265,4 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[k + 11] = best_tpot
         row[k + 12] = sum_ttft / n
         row[k + 13] = inflight / limits
+        row[k + 14] = f.held

@@ -17,10 +17,10 @@ import numpy as np
 from steersman.runtime import bookkeeping
 from steersman.runtime.bookkeeping import Bookkeeping, new_bookkeeping
 from steersman.runtime.compiled import njit
-from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.guard import Reason, guard
-from steersman.runtime.observation import COLUMN, WIDTH, encode
+from steersman.runtime.holding import pause_s
+from steersman.runtime.observation import COLUMN, WIDTH, candidates_for, encode
 from steersman.runtime.policy import Policy, pick
 from steersman.runtime.pool import Pool
 from steersman.runtime.tenant import Tenant, tenant_table
@@ -53,13 +53,14 @@ def _observe(
     for r in range(len(replicas)):
         matched[r] = bookkeeping.matched_tokens(book, r, blocks, at, count, block_tokens, prompt_tokens)
     encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, waited_s, priority, rows)
-    return guard(replicas, prompt_tokens, max_tokens, model, regions, mask, reasons)
+    promise = book.tenants[tenant].ttft_slo_s
+    return guard(replicas, prompt_tokens, max_tokens, model, regions, promise, waited_s, mask, reasons)
 
 
 class Scheduler:
     """guard → policy → decision over a fleet, and the counts behind it.
 
-    For R replicas and C = `candidates` ≥ R + 1 (the default), `observe` fills `rows` float32 (C, WIDTH),
+    For R replicas and C = `candidates` ≥ R + 2 (the default), `observe` fills `rows` float32 (C, WIDTH),
     `mask` bool (C,) and `reasons` int8 (C,). Without a `policy` the scheduler observes and counts, and
     somebody else decides. All times are seconds of `clock` since the scheduler was made.
 
@@ -85,9 +86,7 @@ class Scheduler:
         self.fallback = fallback
         self.policy_limit_s = policy_limit_s
         self.replicas = fleet.table()
-        self.candidates = candidates or len(self.replicas) + 1
-        if self.candidates <= len(self.replicas):
-            raise UserError(f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates")
+        self.candidates = candidates_for(len(self.replicas), candidates)
         self.prefix_block_tokens = prefix_block_tokens
         self.rows = np.zeros((self.candidates, WIDTH), np.float32)
         self.mask = np.zeros(self.candidates, np.bool_)
@@ -132,7 +131,7 @@ class Scheduler:
             (q.tenant, q.prompt_tokens, q.max_tokens, q.model, q.regions, q.priority),
             self._pool.blocks,
             (self._staged, len(q.keys), q.block_tokens),
-            now - ticket.arrived_s if exclude else 0.0,
+            now - ticket.arrived_s if exclude or ticket.holds else 0.0,
             self._matched,
             self.rows,
             self.mask,
@@ -142,10 +141,12 @@ class Scheduler:
             if self.mask[r]:
                 self.mask[r], self.reasons[r] = False, Reason.DOWN
                 allowed -= 1
+        if not allowed:
+            self.mask[-2], self.reasons[-2] = False, Reason.WAITED
         return int(allowed)
 
     def decide(self, ticket: Ticket, exclude: Collection[int] = ()) -> Decision:
-        """Guard, score, pick. The caller carries it out with `dispatched` or `shed`."""
+        """Guard, score, pick. The caller carries it out with `dispatched`, `held` or `shed`."""
         if not self.observe(ticket, exclude):
             masked = Counter(Reason(int(reason)) for reason in self.reasons[: len(self.replicas)])
             return Decision(Kind.REFUSED, -1, "guard", 0.0, None, masked)
@@ -166,6 +167,8 @@ class Scheduler:
                 name, choice = "least-inflight", int(np.argmin(inflight))
         if choice < len(self.replicas) and self.mask[choice]:
             return Decision(Kind.DISPATCH, choice, name, elapsed, failure)
+        if choice == self.candidates - 2 and self.mask[choice]:
+            return Decision(Kind.HOLD, -1, name, elapsed, failure)
         return Decision(Kind.SHED, -1, name, elapsed, failure, {}, self._retry_after_s(ticket))
 
     def _score(self, policy: Policy) -> tuple[int, Fallback | None]:
@@ -208,6 +211,34 @@ class Scheduler:
             int(self.replicas["kv_tokens"][replica]) // self.prefix_block_tokens,
         )
         self._pool.keep(len(q.keys))
+
+    def held(self, ticket: Ticket) -> float:
+        """A waiting request is held. Returns the seconds after which it is `resumed`, to be decided anew."""
+        if ticket.stage is not Stage.WAITING:
+            return 0.0
+        ticket.stage, ticket.holds = Stage.HELD, ticket.holds + 1
+        self.book.fleet["held"] += 1.0
+        return float(pause_s(self._table["ttft_slo_s"][ticket.request.tenant]))
+
+    def resumed(self, ticket: Ticket) -> None:
+        """A held request waits for a decision again."""
+        if ticket.stage is Stage.HELD:
+            ticket.stage = Stage.WAITING
+            self.book.fleet["held"] -= 1.0
+
+    def given_up(self, ticket: Ticket, after_s: float | None = None) -> bool:
+        """The client of a held request has left, `after_s` it arrived (by default: now).
+
+        Returns whether its promise was not broken by then.
+        """
+        if ticket.stage is not Stage.HELD:
+            return False
+        self.resumed(ticket)
+        ticket.stage = Stage.OVER
+        waited_s = self.now - ticket.arrived_s if after_s is None else after_s
+        attained = bool(waited_s <= self._table["ttft_slo_s"][ticket.request.tenant])
+        bookkeeping.settle(self.book, ticket.request.tenant, attained)
+        return attained
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
         """The first token came, or (`assumed`) must have come by now, where a response does not show it."""
@@ -317,10 +348,12 @@ class Scheduler:
         self._start()
         bookkeeping.forget(self.book, 0)
         keys = np.arange(2, dtype=np.int64)
-        for ending in (self.shed, self.withdrawn, lambda ticket: self.ended(ticket, True, 3)):
+        for ending in (self.given_up, self.withdrawn, lambda ticket: self.ended(ticket, True, 3)):
             ticket = self.arrive(LiveRequest(0, 200, 8, keys, self.prefix_block_tokens))
             self.observe(ticket)
-            if ending != self.shed:
+            if ending == self.given_up:
+                self.held(ticket)
+            else:
                 self.dispatched(ticket, 0)
                 self.first_token(ticket)
                 self.streamed(ticket, 1)

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     """What was decided."""
 
     DISPATCH = "dispatch"
+    HOLD = "hold"
     SHED = "shed"
     REFUSED = "refused"  # the guard allows no replica
 
@@ -73,6 +74,7 @@ class Stage(StrEnum):
     """Where a request is."""
 
     WAITING = "waiting"
+    HELD = "held"
     PREFILLING = "prefilling"
     DECODING = "decoding"
     OVER = "over"
@@ -84,6 +86,7 @@ class Ticket:
     __slots__ = (
         "arrived_s",
         "first_token_s",
+        "holds",
         "last_token_s",
         "matched_tokens",
         "predicted_ttft_s",
@@ -99,6 +102,7 @@ class Ticket:
         self.request = request
         self.arrived_s = arrived_s
         self.stage = Stage.WAITING
+        self.holds = 0  # how often it was held
         self.replica = -1
         self.matched_tokens = 0
         self.uncached_tokens = 0

@@ -33,10 +33,10 @@ INFLIGHT, MATCHED = COLUMN["inflight"], COLUMN["matched_tokens"]
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
     imbalance, deviations = params
-    shed = len(scores) - 1
-    scores[shed] = NEVER
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
     low, high, total, squares, allowed = np.inf, -np.inf, 0.0, 0.0, 0
-    for c in range(shed):
+    for c in range(replicas):
         if mask[c]:
             load = float(rows[c, INFLIGHT])
             low, high = min(low, load), max(high, load)
@@ -47,10 +47,10 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
     limit = mean + deviations * np.sqrt(max(0.0, squares / max(1, allowed) - mean * mean))
     best = 0.0
     if high - low <= imbalance:
-        for c in range(shed):
+        for c in range(replicas):
             if mask[c] and rows[c, INFLIGHT] <= limit:
                 best = max(best, rows[c, MATCHED])
-    for c in range(shed):
+    for c in range(replicas):
         scores[c] = -rows[c, INFLIGHT]
         if best > 0.0 and (rows[c, MATCHED] < best or rows[c, INFLIGHT] > limit):
             scores[c] += DEMOTED

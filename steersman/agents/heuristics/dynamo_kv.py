@@ -29,9 +29,9 @@ HEADROOM, KV_TOKENS, EXPECTED = COLUMN["kv_headroom"], COLUMN["kv_tokens"], COLU
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
     overlap_weight, prefill_scale = params
-    shed = len(scores) - 1
-    scores[shed] = NEVER
-    for c in range(shed):
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
+    for c in range(replicas):
         prefill = rows[c, AHEAD] + rows[c, PROMPT] - overlap_weight * rows[c, MATCHED]
         # Rounded, so that equal replicas stay equal: the share is float32.
         held = round((1.0 - float(rows[c, HEADROOM])) * rows[c, KV_TOKENS] - rows[c, EXPECTED])

@@ -25,9 +25,9 @@ TTFT, TPOT, EXPECTED = COLUMN["predicted_ttft"], COLUMN["predicted_tpot"], COLUM
 
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    scores[shed] = NEVER
-    for c in range(shed):
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
+    for c in range(replicas):
         scores[c] = -(rows[c, TTFT] + params[0] * rows[c, EXPECTED] * rows[c, TPOT])
 
 

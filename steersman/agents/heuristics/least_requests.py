@@ -21,9 +21,9 @@ INFLIGHT = COLUMN["inflight"]
 
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    scores[shed] = NEVER
-    for c in range(shed):
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
+    for c in range(replicas):
         scores[c] = -rows[c, INFLIGHT]
 
 

@@ -23,9 +23,9 @@ AHEAD, UNCACHED = COLUMN["prefill_ahead"], COLUMN["uncached_tokens"]
 
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    scores[shed] = NEVER
-    for c in range(shed):
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
+    for c in range(replicas):
         scores[c] = -(rows[c, AHEAD] + rows[c, UNCACHED])
 
 

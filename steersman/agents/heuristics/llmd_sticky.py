@@ -33,18 +33,18 @@ MATCHED, PROMPT = COLUMN["matched_tokens"], COLUMN["prompt_tokens"]
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
     affinity, peak_tokens_per_s, penalty_s, decode_bound = params
-    shed = len(scores) - 1
-    scores[shed] = NEVER
-    enough = affinity * rows[shed, PROMPT]
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
+    enough = affinity * rows[-1, PROMPT]
     warm, cold = np.inf, np.inf
-    for c in range(shed):
+    for c in range(replicas):
         if mask[c]:
             if rows[c, MATCHED] >= enough:
                 warm = min(warm, rows[c, AHEAD])
             else:
                 cold = min(cold, rows[c, AHEAD])
     stick = warm < np.inf and warm <= cold + penalty_s * peak_tokens_per_s
-    for c in range(shed):
+    for c in range(replicas):
         load = rows[c, INFLIGHT] if decode_bound >= 0.5 else rows[c, AHEAD] + rows[c, UNCACHED]
         scores[c] = -load
         if stick and rows[c, MATCHED] < enough:

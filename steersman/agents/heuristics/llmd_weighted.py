@@ -30,13 +30,13 @@ MATCHED, PROMPT = COLUMN["matched_tokens"], COLUMN["prompt_tokens"]
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
     queue_weight, kv_weight, prefix_weight = params
-    shed = len(scores) - 1
-    scores[shed] = NEVER
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
     low, high = np.inf, -np.inf
-    for c in range(shed):
+    for c in range(replicas):
         if mask[c]:
             low, high = min(low, rows[c, WAITING]), max(high, rows[c, WAITING])
-    for c in range(shed):
+    for c in range(replicas):
         if not mask[c]:
             scores[c] = NEVER
             continue

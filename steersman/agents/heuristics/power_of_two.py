@@ -22,11 +22,10 @@ INFLIGHT = COLUMN["inflight"]
 
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    allowed = 0
-    for c in range(len(scores)):
-        scores[c] = NEVER
-        if c < shed and mask[c]:
+    replicas, allowed = len(scores) - 2, 0
+    scores[:] = NEVER
+    for c in range(replicas):
+        if mask[c]:
             allowed += 1
     if allowed == 0:
         return
@@ -37,7 +36,7 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
         if two >= one:
             two += 1
     first, second, seen = 0, 0, 0
-    for c in range(shed):
+    for c in range(replicas):
         if mask[c]:
             if seen == one:
                 first = c

@@ -87,13 +87,17 @@ def soft(x: float, sharpness: float) -> float:
     return x if y > 30.0 else np.log1p(np.exp(y)) / sharpness
 
 
-@njit(SCORE)
-def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    request = rows[shed]
+@njit
+def strictness(request: ndarray, params: ndarray) -> float:
+    """z: 0 for a strict class, 1 for a loose one."""
     strict_s, loose_s = params[0], max(params[1], 1.001 * params[0])
-    z = np.log(max(1e-6, request[TPOT_SLO]) / strict_s) / np.log(loose_s / strict_s)
-    z = min(1.0, max(0.0, z))
+    return min(1.0, max(0.0, np.log(max(1e-6, request[TPOT_SLO]) / strict_s) / np.log(loose_s / strict_s)))
+
+
+@njit
+def score_replicas(rows: ndarray, mask: ndarray, params: ndarray, z: float, scores: ndarray) -> int:
+    """Score the replicas; viable ones are above NOT_VIABLE. Returns the best, or −1 where none is allowed."""
+    request = rows[-1]
     favour = max(0.1, 1.0 - params[7] * (request[ATTAINMENT] - request[WORST]))
     shed_ttft = favour * between(params[2], params[3], z)
     shed_tpot = favour * between(params[4], params[5], z)
@@ -106,9 +110,8 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
         params[15],
     )
     harm, lost, prefill, load, kv, kv_reserve, match = params[16:23]
-
-    scores[shed] = SHED
-    for c in range(shed):
+    best, chosen = -np.inf, -1
+    for c in range(len(scores) - 2):
         if not mask[c]:
             scores[c] = NEVER
             continue
@@ -123,6 +126,15 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
         scores[c] = -min(MOST, cost)
         if u > shed_ttft or v > shed_tpot or row[HARMED] > shed_harm:
             scores[c] += NOT_VIABLE
+        if scores[c] > best:
+            best, chosen = scores[c], c
+    return chosen
+
+
+@njit(SCORE)
+def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
+    scores[-2], scores[-1] = NEVER, SHED
+    score_replicas(rows, mask, params, strictness(rows[-1], params), scores)
 
 
 POLICY = CompiledPolicy(

@@ -17,9 +17,9 @@ from steersman.runtime.policy import NEVER, SCORE, CompiledPolicy, uniform
 
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    scores[shed] = NEVER
-    for c in range(shed):
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
+    for c in range(replicas):
         scores[c] = uniform(memory) if mask[c] else NEVER
 
 

@@ -19,16 +19,16 @@ NEXT = 1  # place in the memory: the replica whose turn it is
 
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    scores[shed] = NEVER
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
     turn, chosen = int(memory[NEXT]), -1
-    for step in range(shed):
-        c = (turn + step) % shed
+    for step in range(replicas):
+        c = (turn + step) % replicas
         scores[c] = -float(step)
         if chosen < 0 and mask[c]:
             chosen = c
     if chosen >= 0:
-        memory[NEXT] = (chosen + 1) % shed
+        memory[NEXT] = (chosen + 1) % replicas
 
 
 POLICY = CompiledPolicy("round-robin", "Sends to the allowed replicas in turn.", score, memory_size=2)

@@ -31,16 +31,16 @@ INFLIGHT, MATCHED, PROMPT = COLUMN["inflight"], COLUMN["matched_tokens"], COLUMN
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
     abs_threshold, rel_threshold, cache_threshold = params
-    shed = len(scores) - 1
-    scores[shed] = NEVER
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
     low, high, best = np.inf, -np.inf, 0.0
-    for c in range(shed):
+    for c in range(replicas):
         if mask[c]:
             low, high = min(low, rows[c, INFLIGHT]), max(high, rows[c, INFLIGHT])
             best = max(best, rows[c, MATCHED])
     balanced = not (high - low > abs_threshold and high > rel_threshold * low)
-    follow = balanced and best > cache_threshold * rows[shed, PROMPT]
-    for c in range(shed):
+    follow = balanced and best > cache_threshold * rows[-1, PROMPT]
+    for c in range(replicas):
         scores[c] = -rows[c, INFLIGHT]
         if follow and rows[c, MATCHED] < best:
             scores[c] += DEMOTED

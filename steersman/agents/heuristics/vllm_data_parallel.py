@@ -24,9 +24,9 @@ WAITING, RUNNING = COLUMN["waiting"], COLUMN["running"]
 
 @njit(SCORE)
 def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores: ndarray) -> None:
-    shed = len(scores) - 1
-    scores[shed] = NEVER
-    for c in range(shed):
+    replicas = len(scores) - 2
+    scores[replicas:] = NEVER
+    for c in range(replicas):
         scores[c] = -(params[0] * rows[c, WAITING] + rows[c, RUNNING])
 
 

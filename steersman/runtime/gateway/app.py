@@ -21,7 +21,7 @@ from steersman.runtime.guard import Reason
 from steersman.runtime.plugins import nearest
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Decision, Kind, LiveRequest
+from steersman.runtime.ticket import Decision, Kind, LiveRequest, Ticket
 
 BODY_LIMIT = 32 << 20
 _WHY = {
@@ -134,6 +134,9 @@ class Gateway:
             decision = self.scheduler.decide(ticket, tried)
             if failure is None or decision.kind is not Kind.REFUSED:
                 self.metrics.decided(tenant, decision)
+            if decision.kind is Kind.HOLD:
+                await self._held(ticket)
+                continue
             if decision.kind is not Kind.DISPATCH:
                 self.scheduler.shed(ticket)
                 self.metrics.over(tenant, decision.kind if failure is None else "failed")
@@ -153,6 +156,16 @@ class Gateway:
                 if served is not None:
                     self.metrics.over(tenant, "cancelled")
                 raise
+
+    async def _held(self, ticket: Ticket) -> None:
+        """Let a request wait until it is to be decided anew."""
+        try:
+            await asyncio.sleep(self.scheduler.held(ticket))
+        except asyncio.CancelledError:  # the client left
+            self.scheduler.given_up(ticket)
+            self.metrics.over(ticket.request.tenant, "cancelled")
+            raise
+        self.scheduler.resumed(ticket)
 
     def _tenant(self, request: web.Request) -> int:
         name = request.headers.get("X-Steersman-Tenant")

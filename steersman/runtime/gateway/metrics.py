@@ -35,7 +35,7 @@ class Metrics:
             return Gauge(f"steersman_{name}", text, labels, registry=registry)
 
         self._decisions = counter(
-            "decisions", "Decisions by replica (or shed) and the policy that took them", "replica", "policy"
+            "decisions", "Decisions by replica (or hold, or shed) and the policy that took them", "replica", "policy"
         )
         self._shed = counter("shed", "Requests turned away by the policy", "tenant", "policy")
         self._refused = counter("refused", "Requests that no replica may take, by reason", "reason")
@@ -51,6 +51,7 @@ class Metrics:
         self._tokens = counter("output_tokens", "Output tokens", "replica")
         self._errors = counter("errors", "Failed attempts by replica and kind", "replica", "kind")
         self._inflight = gauge("inflight", "Requests on a replica now", "replica")
+        self._held = gauge("held", "Requests that wait at the gateway now")
         self._up = gauge("replica_up", "Whether a replica may take requests", "replica")
         policy, fallback = scheduler.policy, scheduler.fallback
         if policy is not None and fallback is not None:
@@ -72,6 +73,8 @@ class Metrics:
         if decision.kind is Kind.SHED:
             self._shed.labels(self._tenants[tenant], decision.policy).inc()
             self._decisions.labels("shed", decision.policy).inc()
+        elif decision.kind is Kind.HOLD:
+            self._decisions.labels("hold", decision.policy).inc()
         else:
             self._decisions.labels(self._names[decision.replica], decision.policy).inc()
 
@@ -97,6 +100,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
+        self._held.set(float(self._scheduler.book.fleet["held"][0]))
         for r, name in enumerate(self._names):
             self._inflight.labels(name).set(self._scheduler.inflight(r))
             self._up.labels(name).set(int(self._scheduler.replicas["up"][r]))

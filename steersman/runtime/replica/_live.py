@@ -9,6 +9,8 @@ know).
 from __future__ import annotations
 
 import asyncio
+import heapq
+import math
 import secrets
 import threading
 from collections.abc import Coroutine
@@ -17,9 +19,8 @@ from typing import Any, TypeVar
 import aiohttp
 import numpy as np
 
-from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
-from steersman.runtime.observation import WIDTH
+from steersman.runtime.observation import WIDTH, candidates_for
 from steersman.runtime.outcomes import USAGE, Episode, Outcomes, State
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._stream import EventCounter
@@ -39,7 +40,7 @@ class LiveRuntime:
     fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,); `step(action)` sends it and waits for the next one.
     `close()` stops the replicas. The HTTP side runs in a thread of its own; calls come from one other thread.
 
-    candidates: C, at least replicas + 1 (the default); more leaves room for padding.
+    candidates: C, at least replicas + 2 (the default); more leaves room for padding.
 
     Raises:
         UserError: a replica has no backend, or its options are wrong.
@@ -48,9 +49,7 @@ class LiveRuntime:
     def __init__(self, fleet: Fleet, candidates: int | None = None) -> None:
         self.fleet = fleet
         self.replicas = fleet.table()
-        self.candidates = candidates or len(self.replicas) + 1
-        if self.candidates <= len(self.replicas):
-            raise UserError(f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates")
+        self.candidates = candidates_for(len(self.replicas), candidates)
         self.rows = np.zeros((self.candidates, WIDTH), np.float32)
         self.mask = np.zeros(self.candidates, np.bool_)
         self.reasons = np.zeros(self.candidates, np.int8)
@@ -58,6 +57,11 @@ class LiveRuntime:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._episode: _Episode | None = None
+
+    @property
+    def hold(self) -> int:
+        """The action that holds."""
+        return self.candidates - 2
 
     @property
     def shed(self) -> int:
@@ -80,7 +84,7 @@ class LiveRuntime:
         self._episode = _Episode(self.fleet, self._pool, requests, self.candidates)
 
     def advance(self) -> bool:
-        """Wait for the next arrival. Returns whether there is one; False: every request has ended."""
+        """Wait for the next decision. Returns whether there is one; False: every request has ended."""
         episode = self._current
         due = self._run(episode.advance())
         if due:
@@ -112,6 +116,11 @@ class LiveRuntime:
     def outcomes(self) -> Outcomes:
         """What became of every request so far."""
         return self._current.outcomes
+
+    @property
+    def holds(self) -> np.ndarray:
+        """How often each request was held so far, int32 (N,)."""
+        return self._current.holds
 
     def usage(self) -> np.ndarray:
         """USAGE (R,) over the arrival window so far, by the scheduler's own counts.
@@ -186,6 +195,7 @@ class _Episode:
             attained=np.zeros(n, np.bool_),
             cached_tokens=np.zeros(n, np.int32),
         )
+        self.holds = np.zeros(n, np.int32)
         self.reported: list[int] = []
         self._salt = secrets.token_hex(8)  # caches know nothing of the last episode's prompts
         self._usage = np.zeros(len(pool.replicas), USAGE)
@@ -193,6 +203,7 @@ class _Episode:
         self._ended: list[int] = []
         self._next = 0
         self._pending: tuple[int, Ticket] | None = None
+        self._held: list[tuple[float, int, Ticket]] = []  # a heap by when each is decided anew
         self._tasks: set[asyncio.Task[None]] = set()
         self.scheduler = Scheduler(
             fleet, requests.tenants, prefix_block_tokens=requests.block_tokens, candidates=candidates
@@ -200,17 +211,40 @@ class _Episode:
         pool.watch(self.scheduler)
 
     async def advance(self) -> bool:
-        if self._next == len(self.requests):
+        while (due := await self._next_due()) is not None:
+            index, ticket = due
+            leaves_s = float(self.requests.table["cancel_s"][index])
+            if ticket.holds and leaves_s and self.scheduler.now >= ticket.arrived_s + leaves_s:
+                self.outcomes.state[index] = State.CANCELLED
+                self.outcomes.attained[index] = self.scheduler.given_up(ticket, leaves_s)
+                self._ended.append(index)
+                continue
+            self.scheduler.resumed(ticket)
+            self.scheduler.observe(ticket)
+            self._pending = due
+            break
+        else:
             if self._tasks:
                 await asyncio.wait(self._tasks)
-            self.reported, self._ended = self._ended, []
-            return False
-        index = self._next
-        q = self.requests.table[index]
-        await asyncio.sleep(max(0.0, float(q["arrival_s"]) - self.scheduler.now))
+        self.reported, self._ended = self._ended, []
+        return due is not None
+
+    async def _next_due(self) -> tuple[int, Ticket] | None:
+        """Wait until a request arrives, or a held one is due."""
+        more = self._next < len(self.requests)
+        arrival_s = float(self.requests.table["arrival_s"][self._next]) if more else math.inf
+        if self._held and self._held[0][0] < arrival_s:
+            await asyncio.sleep(max(0.0, self._held[0][0] - self.scheduler.now))
+            self._count_usage()
+            _, index, ticket = heapq.heappop(self._held)
+            return index, ticket
+        if not more:
+            return None
+        await asyncio.sleep(max(0.0, arrival_s - self.scheduler.now))
+        index, q = self._next, self.requests.table[self._next]
         self._next += 1
         self._count_usage()
-        ticket = self.scheduler.arrive(
+        return index, self.scheduler.arrive(
             LiveRequest(
                 tenant=int(q["tenant"]),
                 prompt_tokens=int(q["prompt_tokens"]),
@@ -222,10 +256,6 @@ class _Episode:
                 regions=int(q["regions"]),
             )
         )
-        self.scheduler.observe(ticket)
-        self._pending = index, ticket
-        self.reported, self._ended = self._ended, []
-        return True
 
     def _keys(self, index: int) -> np.ndarray:
         q = self.requests.table[index]
@@ -242,6 +272,10 @@ class _Episode:
             task = asyncio.create_task(self._play(index, ticket))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        elif action == len(self.scheduler.mask) - 2 and self.scheduler.mask[action]:
+            pause_s = self.scheduler.held(ticket)
+            self.holds[index] = ticket.holds
+            heapq.heappush(self._held, (self.scheduler.now + pause_s, index, ticket))
         else:
             self.scheduler.shed(ticket)
             self.outcomes.state[index] = State.SHED

@@ -129,11 +129,10 @@ def _tokens(s, r, i):
 # Sequences come and go
 
 
-@inner
-def enqueue(a, r, request, gateway, believed, expected):
-    """A request reaches replica `r` now and joins its queue."""
-    s = open_state(a)
-    c, e, row = s.cluster[0], s.engines[r], s.requests[request]
+@inner(inline=True)
+def new_slot(s):
+    """A sequence that nothing uses."""
+    c = s.cluster[0]
     i = c.free_slot
     if i >= 0:
         c.free_slot = s.sequences[i].next
@@ -141,6 +140,15 @@ def enqueue(a, r, request, gateway, believed, expected):
         i = c.used_slots
         c.used_slots += 1
     c.inflight += 1
+    return i
+
+
+@inner
+def enqueue(a, r, request, gateway, believed, expected):
+    """A request reaches replica `r` now and joins its queue."""
+    s = open_state(a)
+    c, e, row = s.cluster[0], s.engines[r], s.requests[request]
+    i = new_slot(s)
     q = s.sequences[i]
     q.request, q.gateway, q.queued, q.believed, q.expected = request, gateway, c.now, believed, expected
     q.target, q.computed, q.generated, q.held, q.node, q.swapped = row.prompt_tokens, 0, 0, 0, -1, 0

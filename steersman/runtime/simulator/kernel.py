@@ -14,14 +14,16 @@ from numba import types
 from steersman.runtime import bookkeeping, prefixes
 from steersman.runtime.compiled import address_of, caller, carray, copy_bytes, inner, njit, pointer
 from steersman.runtime.guard import guard
+from steersman.runtime.holding import pause_s
 from steersman.runtime.observation import WIDTH, encode
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.policy import SCORE, pick
-from steersman.runtime.simulator.engine import complete, enqueue, free_slot, plan, scrape, stream_to
+from steersman.runtime.simulator.engine import complete, enqueue, free_slot, new_slot, plan, scrape, stream_to
 from steersman.runtime.simulator.faults import strike
 from steersman.runtime.simulator.state import CLUSTER, open_book, open_state, tree_of
 
-_SHED = int(RequestState.SHED)
+_SHED, _CANCELLED = int(RequestState.SHED), int(RequestState.CANCELLED)
+MOST_HOLDS = 32767  # that an outcome can count
 
 
 @inner(inline=True)
@@ -64,14 +66,92 @@ def _first(times):
     return least
 
 
+# Held requests, in a binary heap by when they are decided anew, then by the order of arrival
+
+
+@inner(inline=True)
+def _sooner(s, i, j):
+    p, q = s.sequences[i], s.sequences[j]
+    return p.queued < q.queued or (p.queued == q.queued and p.request < q.request)
+
+
+@inner
+def _hold(a, request, gateway):
+    """The pending request waits at its gateway for a pause."""
+    s = open_state(a)
+    c, row, i = s.cluster[0], s.requests[request], new_slot(s)
+    q = s.sequences[i]
+    q.request, q.gateway, q.generated = request, gateway, c.holds + 1
+    q.queued = c.now + pause_s(s.tenants[row.tenant].ttft_slo_s)
+    open_book(a, gateway).fleet[0].held += 1.0
+    k = c.n_held
+    c.n_held += 1
+    while k > 0 and _sooner(s, i, s.held[(k - 1) >> 1]):
+        s.held[k] = s.held[(k - 1) >> 1]
+        k = (k - 1) >> 1
+    s.held[k] = i
+
+
+@inner
+def _release(a):
+    """The first of the held requests leaves the heap. Returns it."""
+    s = open_state(a)
+    c, first = s.cluster[0], s.held[0]
+    c.n_held -= 1
+    i, k, child = s.held[c.n_held], 0, 1
+    while child < c.n_held:
+        if child + 1 < c.n_held and _sooner(s, s.held[child + 1], s.held[child]):
+            child += 1
+        if not _sooner(s, s.held[child], i):
+            break
+        s.held[k] = s.held[child]
+        k, child = child, 2 * child + 1
+    s.held[k] = i
+    q = s.sequences[first]
+    open_book(a, q.gateway).fleet[0].held -= 1.0
+    c.holds = q.generated
+    free_slot(s, first)
+    return np.int64(q.request)
+
+
+@inner
+def _given_up(a, request):
+    """Whether the client of a held request has left meanwhile; then it is over."""
+    s = open_state(a)
+    c, row = s.cluster[0], s.requests[request]
+    if row.cancel_s <= 0.0 or row.arrival_s + row.cancel_s > c.now:
+        return False
+    o = s.outcomes[request]
+    o.state, o.holds = _CANCELLED, min(c.holds, MOST_HOLDS)
+    o.attained = row.cancel_s <= s.tenants[row.tenant].ttft_slo_s
+    bookkeeping.settle(open_book(a, gateway_of(c, request)), row.tenant, o.attained)
+    s.ended[c.n_ended] = request
+    c.n_ended += 1
+    c.pending = -1
+    return True
+
+
 @inner(inline=True)
 def _advance(a):
     """Run until a request needs a decision. Returns whether there is one; False: every request has ended."""
+    while _to_next(a):
+        c = open_state(a).cluster[0]
+        if c.retried != 2 or not _given_up(a, c.pending):
+            return True
+    return False
+
+
+@inner(inline=True)
+def _to_next(a):
+    """Run until a request needs a decision, or its client has left while it was held."""
     s = open_state(a)
     c = s.cluster[0]
     arrival = s.requests[c.next_request].arrival_s if c.next_request < c.last_request else np.inf
     if arrival == np.inf and c.more:
         return False
+    held = c.n_held > 0 and s.sequences[s.held[0]].queued < arrival
+    if held:
+        arrival = s.sequences[s.held[0]].queued
     while c.retry < 0:
         r = _first(s.due)
         event = s.due[r]
@@ -86,13 +166,16 @@ def _advance(a):
     if c.retry >= 0:
         i = c.retry
         c.retry = s.sequences[i].next
-        c.pending, c.retried, c.observed = s.sequences[i].request, 1, 0
+        c.pending, c.retried, c.observed, c.holds = s.sequences[i].request, 1, 0, 0
         free_slot(s, i)
         return True
     if arrival == np.inf:
         return False
     c.now = arrival
-    c.pending, c.retried, c.observed = c.next_request, 0, 0
+    if held:
+        c.pending, c.retried, c.observed = _release(a), 2, 0
+        return True
+    c.pending, c.retried, c.observed, c.holds = c.next_request, 0, 0, 0
     c.next_request += 1
     bookkeeping.arrive(open_book(a, gateway_of(c, c.pending)), arrival, s.requests[c.pending].tenant)
     return True
@@ -126,16 +209,17 @@ def _observe(a):
     waited = c.now - q.arrival_s if c.retried else 0.0
     rows = carray(pointer(c.p_rows), (c.n_candidates, WIDTH), np.float32)
     encode(c.now, s.replicas, book, q.tenant, q.prompt_tokens, q.max_tokens, s.matched, waited, q.priority, rows)
-    _guard(s)
+    _guard(s, waited)
 
 
 @inner(inline=True)
-def _guard(s):
+def _guard(s, waited):
     c = s.cluster[0]
     q = s.requests[c.pending]
+    promise = s.tenants[q.tenant].ttft_slo_s
     mask = carray(pointer(c.p_mask), (c.n_candidates,), np.bool_)
     reasons = carray(pointer(c.p_reasons), (c.n_candidates,), np.int8)
-    guard(s.replicas, q.prompt_tokens, q.max_tokens, q.model, q.regions, mask, reasons)
+    guard(s.replicas, q.prompt_tokens, q.max_tokens, q.model, q.regions, promise, waited, mask, reasons)
     return mask
 
 
@@ -149,7 +233,7 @@ def _apply(a, action):
     book = open_book(a, g)
     mask = carray(pointer(c.p_mask), (c.n_candidates,), np.bool_)
     if not c.observed:
-        _guard(s)
+        _guard(s, c.now - q.arrival_s if c.retried else 0.0)
         if 0 <= action < len(s.engines):
             s.matched[action] = _believed(s, a, action)
     c.pending = -1
@@ -162,11 +246,13 @@ def _apply(a, action):
         bookkeeping.dispatch(
             book, c.now, action, q.tenant, q.prompt_tokens, uncached, s.blocks, q.block_start, q.prompt_blocks, capacity
         )
-        s.outcomes[index].replica = action
+        s.outcomes[index].replica, s.outcomes[index].holds = action, min(c.holds, MOST_HOLDS)
         expected = min(book.tenant_views[q.tenant].output_tokens, float(q.max_tokens))
         enqueue(a, action, index, g, believed, expected)
+    elif action == c.n_candidates - 2 and mask[action]:
+        _hold(a, index, g)
     else:
-        s.outcomes[index].state = _SHED
+        s.outcomes[index].state, s.outcomes[index].holds = _SHED, min(c.holds, MOST_HOLDS)
         bookkeeping.settle(book, q.tenant, False)
         s.ended[0] = index
         c.n_ended = 1
@@ -184,7 +270,7 @@ def warm(a, rows):
     reasons = carray(pointer(c.p_reasons), (c.n_candidates,), np.int8)
     for i in range(len(rows)):
         q = rows[i]
-        if guard(s.replicas, q.prompt_tokens, q.max_tokens, q.model, q.regions, mask, reasons) == 0:
+        if guard(s.replicas, q.prompt_tokens, q.max_tokens, q.model, q.regions, 1.0, 0.0, mask, reasons) == 0:
             continue
         while not mask[turn % c.n_replicas]:
             turn += 1
@@ -246,17 +332,36 @@ def replay(a, actions):
 
 
 @njit
-def replay_one(a, r, routes):
-    """Play replica `r` alone, with the requests that `routes`, int32 (N,), sends there; no other one runs on."""
+def replay_each(a, routes, holds):
+    """Play an episode in which request i is held `holds[i]` times, then goes to `routes[i]`, or is shed if that is −1.
+
+    Both are int32 (N,).
+    """
+    c = open_state(a).cluster[0]
+    more = step(a, STAY, 0)
+    while more:
+        waits = c.holds < holds[c.pending]
+        more = step(a, c.n_candidates - 2 if waits else routes[c.pending], 0)
+
+
+@njit
+def replay_one(a, r, routes, holds):
+    """Play replica `r` alone, with the requests that `routes`, int32 (N,), sends there; no other one runs on.
+
+    holds: int32 (N,), how often each is held before.
+    """
     s = open_state(a)
     c = s.cluster[0]
+    begun = c.decisions
     for k in range(c.n_replicas):
         if k != r:
             s.due[k] = np.inf
     more = step(a, STAY, 0)
     while more:
-        own = routes[c.pending] == r and c.retried == 0
-        more = step(a, r if own else -1, 0)
+        action = -1
+        if routes[c.pending] == r and (c.retried != 1 or c.decisions == begun):
+            action = r if c.holds >= holds[c.pending] else c.n_candidates - 2
+        more = step(a, action, 0)
 
 
 def _run(a, function, params, memory, trace, actions):

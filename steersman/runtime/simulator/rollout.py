@@ -56,24 +56,28 @@ class Rollouts:
     ) -> Rollout:
         """Play `action`, the baseline, the policy deciding from there on; then others, later requests going as in it.
 
-        Other arguments as in `full`. Where a replica crashes, what it loses does not come back in the replays.
+        Other arguments as in `full`. To hold is tried only as the baseline: what comes of it is up to the policy. Later
+        requests are held as often as in the baseline. Where a replica crashes, what it loses does not come back.
         """
         tried = self._begin(actions, future)
+        tried = tried[(tried != self._runtime.hold) | (tried == action)]
         baseline = self._play(action, memory)
         went = np.where(baseline["state"] == State.SHED, -1, baseline["replica"]).astype(np.int32)
-        went[self._decided] = -1
-        routes = np.full(len(self._start.outcomes().state), -1, np.int32)
-        routes[self._rows] = went
-        without = self._replay(action, routes)
+        first, went[self._decided] = went[self._decided], -1
+        routes, holds = (np.full(len(self._start.outcomes().state), n, np.int32) for n in (-1, 0))
+        routes[self._rows], holds[self._rows] = went, baseline["holds"]
+        holds[self._rows[self._decided]] = 0
+        without = self._replay(first, routes, holds)
         results = []
         for other in tried:
             result = baseline.copy()
             if other != action:
-                result[went == action] = without[went == action]
+                if first >= 0:
+                    result[went == first] = without[went == first]
                 result[self._decided] = self._shed_outcome()
                 if other < len(self._runtime.replicas):
                     routes[self._rows[self._decided]] = other
-                    played = self._replay(other, routes)
+                    played = self._replay(other, routes, holds)
                     routes[self._rows[self._decided]] = -1
                     touched = went == other
                     touched[self._decided] = True
@@ -107,17 +111,18 @@ class Rollouts:
         self._branch.run(self._policy, memory=memory.copy())
         return self._branch.records[self._rows]
 
-    def _replay(self, replica: int, routes: np.ndarray) -> np.ndarray:
-        """OUTCOME (n,) of the requests that `routes` (N,) sends to `replica`, which is played alone."""
-        if replica >= len(self._runtime.replicas):
+    def _replay(self, replica: int, routes: np.ndarray, holds: np.ndarray) -> np.ndarray:
+        """OUTCOME (n,) of those that `routes` (N,) sends to `replica`, which is played alone, after `holds` (N,)."""
+        if replica < 0:
             return np.zeros(len(self._rows), self._branch.records.dtype)
         self._branch.adopt(self._start)
-        kernel.replay_one(self._branch.address, replica, routes)
+        kernel.replay_one(self._branch.address, replica, routes, holds)
         return self._branch.records[self._rows]
 
     def _shed_outcome(self) -> np.ndarray:
         outcome = self._start.records[self._rows[self._decided]].copy()
         outcome["state"], outcome["replica"] = State.SHED, -1
+        outcome["holds"] = min(int(self._start.view("cluster")["holds"][0]), kernel.MOST_HOLDS)
         return outcome
 
     def _rollout(self, tried: np.ndarray, outcomes: list[np.ndarray]) -> Rollout:

@@ -9,7 +9,7 @@ import numpy as np
 from steersman.runtime.cost import load_profile
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, set_profile
-from steersman.runtime.observation import WIDTH
+from steersman.runtime.observation import WIDTH, candidates_for
 from steersman.runtime.outcomes import Episode, Outcomes, State
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
@@ -56,10 +56,10 @@ class SimulatedRuntime:
     """One simulated cluster.
 
     After `reset`, `advance()` runs to the first decision and fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,);
-    `step(action)` carries it out and runs to the next: a replica's index, or the last candidate to shed. `run(policy)`
-    plays the rest of the episode in compiled code.
+    `step(action)` carries it out and runs to the next: a replica's index, or one of the last two candidates, to hold or
+    to shed. `run(policy)` plays the rest of the episode in compiled code.
 
-    candidates: C, at least replicas + 1 (the default); more leaves room for padding.
+    candidates: C, at least replicas + 2 (the default); more leaves room for padding.
     """
 
     def __init__(
@@ -71,9 +71,7 @@ class SimulatedRuntime:
         """into: arrays that are to be `rows`, `mask` and `reasons`, C-contiguous."""
         self.fleet = fleet
         self.replicas = fleet.table()
-        self.candidates = candidates or len(self.replicas) + 1
-        if self.candidates <= len(self.replicas):
-            raise UserError(f"{len(self.replicas)} replicas and shed do not fit into {self.candidates} candidates")
+        self.candidates = candidates_for(len(self.replicas), candidates)
         self.rows, self.mask, self.reasons = into or (
             np.zeros((self.candidates, WIDTH), np.float32),
             np.zeros(self.candidates, np.bool_),
@@ -84,6 +82,11 @@ class SimulatedRuntime:
         self._outcomes = np.zeros(0, OUTCOME)
         self._faults = np.zeros(0, FAULT)
         self.address = 0  # of the cluster's buffer, for compiled functions; valid until the next `reset`
+
+    @property
+    def hold(self) -> int:
+        """The action that holds."""
+        return self.candidates - 2
 
     @property
     def shed(self) -> int:
@@ -158,6 +161,7 @@ class SimulatedRuntime:
         """Give the requests in flight new numbers, by their old ones, and have room for `room` of them."""
         cluster = self.view("cluster")
         sequences = self.view("sequences")[: cluster["used_slots"][0]].copy()
+        held = self.view("held")[: cluster["n_held"][0]].copy()
         sequences["request"] = number.take(sequences["request"], mode="clip")  # free slots have any number
         if cluster["pending"] >= 0:
             cluster["pending"] = number[cluster["pending"]]
@@ -168,8 +172,9 @@ class SimulatedRuntime:
             self._buffer[:kept] = old[:kept]
             self.address = self._buffer.ctypes.data
         cluster = self.view("cluster")
-        for name in ("n_sequences", "at_sequences", "bytes"):
+        for name in ("n_sequences", "at_held", "at_sequences", "bytes"):
             cluster[name] = record[name]
+        self.view("held")[: len(held)] = held
         self.view("sequences")[: len(sequences)] = sequences
 
     def finish(self) -> None:
@@ -232,15 +237,22 @@ class SimulatedRuntime:
 
     def record(self, policy: CompiledPolicy, seed: int = 0, limit: int = 1 << 30) -> tuple[np.ndarray, np.ndarray]:
         """`run`, keeping the first `limit` observations, (D, C, WIDTH) float32, and the actions (D,) on them."""
-        limit = min(limit, len(self.requests))
-        decisions, trace, actions = self._play(policy, seed, limit, limit)
-        return trace[:decisions], actions[:decisions]
+        actions, trace = self._whole(policy, seed, limit, keep=True)
+        return trace[:limit], actions[:limit]
 
     def routes(self, policy: CompiledPolicy, seed: int = 0) -> np.ndarray:
         """`run`, returning the action of every decision, int32 (D,), for `replay`."""
-        room = 2 * len(self.requests) + 1024  # requests of a crashed replica are decided anew
-        decisions, _, actions = self._play(policy, seed, 0, room)
-        return actions[:decisions]
+        return self._whole(policy, seed, 1 << 30, keep=False)[0]
+
+    def _whole(self, policy: CompiledPolicy, seed: int, limit: int, keep: bool) -> tuple[np.ndarray, np.ndarray]:
+        """The first `limit` actions, and observations if `keep`; played again where there were more than expected."""
+        room, start = min(limit, 2 * len(self.requests) + 1024), self.clone()
+        while True:
+            decisions, trace, actions = self._play(policy, seed, room if keep else 0, room)
+            if min(decisions, limit) <= room:
+                return actions[:decisions], trace[:decisions]
+            self.restore(start)
+            room = min(limit, decisions)
 
     def replay(self, actions: np.ndarray) -> int:
         """Play the rest of the episode with given actions (D,); a masked one sheds. Returns how many were taken.
@@ -248,6 +260,14 @@ class SimulatedRuntime:
         Stops at the first decision beyond them.
         """
         return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
+
+    def replay_each(self, routes: np.ndarray, holds: np.ndarray) -> None:
+        """Play the rest of the episode with a replica, or −1 to shed, for each request (N,), held so often (N,) before.
+
+        Unlike in `replay`, the order in which they are decided does not matter.
+        """
+        arrays = (np.ascontiguousarray(array, np.int32) for array in (routes, holds))
+        kernel.replay_each(self.address, *arrays)
 
     def _play(
         self, policy: CompiledPolicy, seed: int, keep: int, actions: int, memory: np.ndarray | None = None

@@ -55,7 +55,7 @@ ENGINE = np.dtype(
 SEQUENCE = np.dtype(
     [
         ("first_token", "f8"),  # time, or NaN
-        ("queued", "f8"),  # when it came to the replica
+        ("queued", "f8"),  # when it came to the replica; of a held one, when it is decided anew
         ("cancel", "f8"),  # when its client leaves, or inf
         ("expected", "f8"),  # output tokens that its gateway expected
         ("base", "i8"),  # while decoding: computed tokens − the engine's counter
@@ -63,7 +63,7 @@ SEQUENCE = np.dtype(
         ("next", "i4"),  # in the waiting list or the free list
         ("target", "i4"),  # tokens to compute before it decodes: prompt, and on recomputation its output so far
         ("computed", "i4"),
-        ("generated", "i4"),  # output tokens; while decoding, as of when it began to
+        ("generated", "i4"),  # output tokens; while decoding, as of when it began to; of a held one, how often it was
         ("held", "i4"),  # prefix blocks of the cache that it references
         ("node", "i4"),  # the last of them, in the tree of the replica, or −1
         ("cached", "i4"),  # prompt tokens found in the cache at first admission, or −1
@@ -85,6 +85,7 @@ OUTCOME = np.dtype(
         ("cached_tokens", "i4"),
         ("state", "i1"),
         ("attained", "?"),
+        ("holds", "i2"),  # how often it was held at its gateway; where a crash brought it back, since then
     ],
     align=True,
 )
@@ -105,7 +106,7 @@ _SECTIONS: tuple[str, ...] = (
     "finish",
 )
 _SECTIONS += ("finishing", "phase", "matched", "scrapes", "views", "tenant_views", "fleets", "tenant_inflight")
-_SECTIONS += ("sets", "tables", "nodes", "ended", "sequences")
+_SECTIONS += ("sets", "tables", "nodes", "ended", "held", "sequences")
 
 CLUSTER = np.dtype(
     [
@@ -118,8 +119,10 @@ CLUSTER = np.dtype(
         ("more", "i8"),  # 1: further requests follow, so that nothing is played beyond the last of these
         ("next_fault", "i8"),
         ("retry", "i8"),  # first sequence whose request needs another decision, or −1
+        ("n_held", "i8"),  # sequences whose requests are held
         ("pending", "i8"),  # request awaiting a decision, or −1
-        ("retried", "i8"),  # 1: it was on a replica before
+        ("retried", "i8"),  # 1: it was on a replica before; 2: it was held last
+        ("holds", "i8"),  # how often it was held since it arrived, or came back from a replica
         ("observed", "i8"),  # 1: rows and mask are those of the pending request
         ("n_ended", "i8"),  # entries of the ended log since the last decision
         ("free_slot", "i8"),  # head of the list of free sequences
@@ -170,6 +173,7 @@ class State(NamedTuple):
     matched: np.ndarray  # float64 (R,): prompt tokens of the pending request that its gateway believes cached
     scrapes: np.ndarray  # float64 (G, R): when each gateway reads each replica's metrics next
     ended: np.ndarray  # int32 (M + 1,): requests that ended since the last decision
+    held: np.ndarray  # int32 (M,): a heap of sequences whose requests are held, by when they are decided anew
     sequences: np.ndarray  # SEQUENCE (M,)
     requests: np.ndarray  # REQUEST (N,), read-only
     blocks: np.ndarray  # int64 (K,), read-only: prefix blocks of the requests
@@ -239,6 +243,7 @@ def _sections(shape: Shape) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         "tables": (number, (1 + g, prefixes.buckets_for(n), r)),
         "nodes": (prefixes.NODE, (1 + g, r, n)),
         "ended": (number, (m + 1,)),
+        "held": (number, (m,)),
         "sequences": (SEQUENCE, (m,)),
     }
 
@@ -298,6 +303,7 @@ def open_state(a):
         carray(pointer(a + c.at_matched), (r,), np.float64),
         carray(pointer(a + c.at_scrapes), (c.n_gateways, r), np.float64),
         carray(pointer(a + c.at_ended), (c.n_sequences + 1,), np.int32),
+        carray(pointer(a + c.at_held), (c.n_sequences,), np.int32),
         carray(pointer(a + c.at_sequences), (c.n_sequences,), SEQUENCE),
         carray(pointer(c.p_requests), (c.n_requests,), REQUEST),
         carray(pointer(c.p_blocks), (c.n_blocks,), np.int64),
@@ -337,7 +343,7 @@ def reset_state(a, prefix_tokens, horizon, scrape_s):
     c.now, c.horizon, c.scrape_s = 0.0, horizon, scrape_s
     c.next_request, c.pending, c.n_ended, c.free_slot, c.inflight, c.decisions = 0, -1, 0, -1, 0, 0
     c.last_request, c.more, c.next_fault, c.retry, c.retried, c.used_slots = len(s.requests), 0, 0, -1, 0, 0
-    c.observed = 0
+    c.observed, c.n_held = 0, 0
     c.prefix_tokens, c.per_prefix = prefix_tokens, prefix_tokens >> c.shift
     c.cancels = 0
     for i in range(len(s.requests)):
@@ -392,6 +398,7 @@ def copy_state(target, source):
         at = c.at_nodes + i * c.n_nodes * _NODE
         copy_bytes(target + at, source + at, _NODE * prefixes.head(source + c.at_sets + i * _HEAD).used)
     copy_bytes(target + c.at_ended, source + c.at_ended, 4 * c.n_ended)
+    copy_bytes(target + c.at_held, source + c.at_held, 4 * c.n_held)
     copy_bytes(target + c.at_sequences, source + c.at_sequences, _SEQUENCE * c.used_slots)
 
 
