@@ -1,7 +1,7 @@
 """Random small clusters with episodes for them: few KV blocks and small limits, so that everything collides.
 
 Half of them have coefficients, arrivals, faults and cancellations on a coarse binary grid, where sums of seconds are
-exact: events fall on the same instant, and each has to come in its order.
+exact: events fall on the same instant, and each has to come in its order. So are the pauses of held requests.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.simulator.faults import Kind, faults
 from steersman.runtime.tenant import Tenant
 
-TENANTS = {
-    "quick": Tenant(slo={"ttft_s": 0.4, "tpot_s": 0.04}, expected_output_tokens=6.0),
-    "slow": Tenant(slo={"ttft_s": 3.0, "tpot_s": 0.2}, expected_output_tokens=12.0),
-    "middle": Tenant(slo={"ttft_s": 1.1, "tpot_s": 0.1}, expected_output_tokens=9.0),
-}
 GRID_S = 1 / 256
+TENANTS = {  # a twentieth of a TTFT target is on the grid
+    "quick": Tenant(slo={"ttft_s": 100 * GRID_S, "tpot_s": 0.04}, expected_output_tokens=6.0),
+    "slow": Tenant(slo={"ttft_s": 760 * GRID_S, "tpot_s": 0.2}, expected_output_tokens=12.0),
+    "middle": Tenant(slo={"ttft_s": 280 * GRID_S, "tpot_s": 0.1}, expected_output_tokens=9.0),
+}
 # Of a cost profile, with the most that each is, and what it is on the grid in units of GRID_S.
 COSTS: dict[str, tuple[float, tuple[float, ...]]] = {
     "overhead_s": (0.003, (0, 1)),
@@ -51,7 +51,11 @@ class Situation:
     scrape_s: float
     requests: Requests
     faults: np.ndarray
-    actions: list[int]
+    actions: list[int]  # a replica, the number after the last to hold, or −1 to shed
+
+    @property
+    def hold(self) -> int:
+        return len(self.groups)
 
     def runtime(self) -> SimulatedRuntime:
         changes = {"block_tokens": self.block_tokens, "gateways": self.gateways, "scrape_s": self.scrape_s}
@@ -139,6 +143,7 @@ def situation(seed: int, requests: int) -> Situation:
     decisions = requests * (1 + int((struck["kind"] == Kind.CRASH).sum()))
     actions = rng.integers(len(groups), size=decisions)
     actions[rng.random(decisions) < 0.02] = -1
+    held = rng.geometric(_one(rng, 1.0, 1.0, 0.8, 0.3), size=decisions) - 1  # before a request goes somewhere
     return Situation(
         groups=groups,
         costs=[_costs(rng, on_grid) for _ in groups],
@@ -147,7 +152,7 @@ def situation(seed: int, requests: int) -> Situation:
         scrape_s=_one(rng, 0.0, 0.125),
         requests=episode,
         faults=struck,
-        actions=actions.tolist(),
+        actions=[action for n, goes in zip(held, actions, strict=True) for action in [len(groups)] * n + [int(goes)]],
     )
 
 

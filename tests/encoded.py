@@ -72,14 +72,17 @@ def situations(count: int, seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarr
         book.tenant_views["attainment"] = rng.uniform(0.3, 1, len(tenants))
         book.fleet["rate_short"], book.fleet["rate_long"] = rng.lognormal(2, 1), rng.lognormal(2, 0.3)
         book.fleet["rate_at_s"] = now - rng.exponential(0.2)
+        book.fleet["held"] = rng.integers(0, 30)
 
         prompt = int(np.clip(rng.lognormal(6.5, 1.2), 1, 30_000))
         matched = np.where(rng.random(n) < 0.3, np.floor(prompt * rng.uniform(0, 0.99, n)), 0.0)
-        candidates = n + 1 + int(rng.integers(0, 4))
+        candidates = n + 2 + int(rng.integers(0, 4))
         rows = np.zeros((candidates, WIDTH), np.float32)
         mask, reasons = np.zeros(candidates, np.bool_), np.zeros(candidates, np.int8)
         replicas["up"] = rng.random(n) < 0.95
         tenant = int(rng.integers(len(tenants)))
-        encode(now, replicas, book, tenant, prompt, 2000, matched, 0.0, 0, rows)
-        guard(replicas, prompt, 2000, -1, 0, mask, reasons)
+        promise = float(tenants["ttft_slo_s"][tenant])
+        waited = rng.choice([0.0, promise * rng.uniform(0, 1.2)])
+        encode(now, replicas, book, tenant, prompt, 2000, matched, waited, 0, rows)
+        guard(replicas, prompt, 2000, -1, 0, promise, waited, mask, reasons)
         yield rows, mask

@@ -19,6 +19,7 @@ from steersman.runtime.requests import Requests
 from steersman.runtime.simulator.faults import Kind
 
 OUTPUT_MEMORY = 200.0  # requests over which a gateway's mean output length decays
+PAUSES, SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 20, 0.01, 0.5
 
 
 def plain(row: np.void) -> Any:
@@ -37,6 +38,7 @@ class Outcome:
     e2e_s: float = math.nan
     attained: bool = False
     cached_tokens: int = 0
+    holds: int = 0  # since it arrived, or a crash brought it back
 
 
 class Reference:
@@ -60,6 +62,7 @@ class Reference:
         self.outcomes = [Outcome() for _ in self.arrivals]
         self.engines = [Engine(self, plain(row)) for row in replicas]
         self.retries: list[int] = []
+        self.held: list[tuple[float, int]] = []  # when each is decided anew, and its number
         self.now_s, self.arrived = 0.0, 0
         self.pending: int | None = None
         self.warm()
@@ -95,17 +98,20 @@ class Reference:
             engine = min(self.engines, key=lambda engine: engine.due_s)
             fault_s = self.faults[0].time_s if self.faults else math.inf
             arrival_s = self.arrivals[self.arrived].arrival_s if self.arrived < len(self.arrivals) else math.inf
-            self.now_s = min(engine.due_s, fault_s, arrival_s)
-            if min(engine.due_s, arrival_s) == math.inf:
+            held_s = min(self.held)[0] if self.held else math.inf
+            if min(engine.due_s, arrival_s, held_s) == math.inf:
                 return False
+            self.now_s = min(engine.due_s, fault_s, arrival_s, held_s)
             if engine.due_s == self.now_s:
                 engine.end(self.now_s)
             elif fault_s == self.now_s:
                 while self.faults and self.faults[0].time_s == self.now_s:
                     self.strike(self.faults.pop(0))
-            else:
+            elif arrival_s == self.now_s:
                 self.pending = self.arrived
                 self.arrived += 1
+            else:
+                self.resume()
         return True
 
     def change(self, replica: int, **changes: Any) -> None:
@@ -119,10 +125,14 @@ class Reference:
         return ((number + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 40) % len(self.means)
 
     def apply(self, action: int) -> None:
-        """Send the pending request to a replica; shed it where there is none, or the guard forbids it."""
+        """Send the pending request to a replica, or hold it (the number after the last replica's); else shed it."""
         number, self.pending = self.pending, None
         assert number is not None
         request, outcome = self.arrivals[number], self.outcomes[number]
+        if action == len(self.engines) and self.may_hold(number):
+            outcome.holds += 1
+            self.held.append((self.now_s + self.pause_s(self.tenants[request.tenant]), number))
+            return
         if not (0 <= action < len(self.engines) and self.allowed(self.engines[action].row, request)):
             outcome.state = State.SHED
             return
@@ -130,6 +140,28 @@ class Reference:
         expected = min(self.means[self.gateway(number)][request.tenant], request.max_tokens)
         q = Sequence(number, request, self.path(request), self.now_s, expected, request.prompt_tokens)
         self.engines[action].enter(q)
+
+    @staticmethod
+    def pause_s(tenant: Any) -> float:
+        return min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, tenant.ttft_slo_s / PAUSES))
+
+    def may_hold(self, number: int) -> bool:
+        request = self.arrivals[number]
+        tenant = self.tenants[request.tenant]
+        in_time = self.now_s - request.arrival_s + self.pause_s(tenant) < tenant.ttft_slo_s
+        return in_time and any(self.allowed(engine.row, request) for engine in self.engines)
+
+    def resume(self) -> None:
+        """The first of the held requests is decided anew, unless its client has left."""
+        first = min(self.held)
+        self.held.remove(first)
+        number = first[1]
+        request, outcome = self.arrivals[number], self.outcomes[number]
+        if request.cancel_s and request.arrival_s + request.cancel_s <= self.now_s:
+            outcome.state = State.CANCELLED
+            outcome.attained = request.cancel_s <= self.tenants[request.tenant].ttft_slo_s
+        else:
+            self.pending = number
 
     @staticmethod
     def allowed(row: Any, request: Any) -> bool:

@@ -358,6 +358,6 @@ class Engine:
             if q.generated:
                 self.cluster.over(self, q, State.FAILED, now)
             else:
-                self.cluster.outcomes[q.number].replica = -1
+                self.cluster.outcomes[q.number].replica, self.cluster.outcomes[q.number].holds = -1, 0
                 self.cluster.retries.append(q.number)
         self.clear()

@@ -11,17 +11,29 @@ from steersman.runtime.policy import NEVER, SCORE, CompiledPolicy
 from steersman.runtime.requests import REQUEST, Requests
 from steersman.runtime.tenant import Tenant
 
-TTFT = COLUMN["predicted_ttft"]
+TTFT, PATIENCE, PROMPT = COLUMN["predicted_ttft"], COLUMN["patience"], COLUMN["prompt_tokens"]
 
 
 @njit(SCORE)
 def _fastest(rows, mask, params, memory, scores):
-    for c in range(len(scores) - 1):
+    scores[-2:] = NEVER
+    for c in range(len(scores) - 2):
         scores[c] = -rows[c, TTFT]
-    scores[len(scores) - 1] = NEVER
 
 
 FASTEST = CompiledPolicy("fastest", "Sends to the lowest predicted TTFT.", _fastest)
+
+
+@njit(SCORE)
+def _patient(rows, mask, params, memory, scores):
+    _fastest(rows, mask, params, memory, scores)
+    if rows[-1, PROMPT] % 3 == 0 and rows[-2, PATIENCE] > 0.83:
+        scores[-2] = 1.0
+
+
+PATIENT = CompiledPolicy(
+    "patient", "As the fastest, but lets a third of the requests wait for four pauses first.", _patient
+)
 
 TENANTS = {
     "strict": Tenant(slo={"ttft_s": 0.5, "tpot_s": 0.03}),

@@ -6,7 +6,8 @@ With x the F normalised candidate features, r the normalised request features, a
     normalised = asinh(raw / scale) / width, clipped to [−LIMIT, LIMIT]
 
 On the shed row every x is zero and so is its bilinear part: the weights of `is_replica`, times the gates, are
-a threshold for shedding that depends on the request. No feature is shifted by a mean, which would break this.
+a threshold for shedding that depends on the request. On the hold row only `is_hold` and `patience` are not zero. No
+feature is shifted by a mean, which would break this.
 The MLP has no output bias: one would add the same number to every candidate.
 
 The network stands in three forms: compiled (`scoring.py`), torch (`agents/scorer.py`) and ONNX

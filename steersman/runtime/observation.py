@@ -1,9 +1,10 @@
 """The observation: one float32 row for each candidate, encoded by one compiled function everywhere.
 
-Rows 0 … R−1 are replicas, then there is padding (zero), and the last two rows are *hold* and *shed*. The columns hold raw quantities in the units given here; a learned policy normalises them inside its own
-graph. The first `CANDIDATE_FEATURES` columns describe the candidate (zero on the shed row, and on that of hold where the
-request may not be held), the others describe the request, its tenant and the fleet, and are equal on every row that
-is not padding.
+Rows 0 … R−1 are replicas, then there is padding (zero), and the last two rows are *hold* and *shed*. The columns
+have raw quantities in the units given here; a learned policy normalises them inside its own graph. The first
+`CANDIDATE_FEATURES` columns describe the candidate (zero on the shed row, and on that of hold once the request has
+waited too long), the others describe the request, its tenant and the fleet, and are equal on every row that is not
+padding.
 
 Nothing in it depends on the request's true output length.
 """
@@ -76,7 +77,7 @@ CANDIDATE = (
     ),
     Feature("others_lost", "requests", 0, _BIG, "in flight whose TPOT target is missed anyway"),
     Feature("price", "currency/h", 0, _BIG, "price per hour"),
-    Feature("is_hold", "bool", 0, 1, "1 for hold where it is allowed"),
+    Feature("is_hold", "bool", 0, 1, "1 for hold, unless it has waited too long"),
     Feature("patience", "share", 0, 1, "hold: share of the TTFT target that is left"),
 )
 REQUEST = (

@@ -5,7 +5,7 @@ between decisions (a counter, a random state, scratch space):
 
     score(rows, mask, params, memory, scores)
         rows    float32 (C, WIDTH)  the observation (see `observation`)
-        mask    bool (C,)           the guard's mask; the last candidate is shed
+        mask    bool (C,)           the guard's mask; the last two are hold and shed
         params  float64 (P,)        constant
         memory  float64 (M,)        zero at first, but for memory[0]: the seed
         scores  float64 (C,)        to be filled

@@ -150,6 +150,8 @@ class Scheduler:
             if self.mask[r]:
                 self.mask[r], self.reasons[r] = False, Reason.DOWN
                 allowed -= 1
+        if not allowed:
+            self.mask[-2], self.reasons[-2] = False, Reason.WAITED
         return int(allowed)
 
     def decide(self, ticket: Ticket, exclude: Collection[int] = ()) -> Decision:
@@ -232,12 +234,19 @@ class Scheduler:
             ticket.stage = Stage.WAITING
             self.book.fleet["held"] -= 1.0
 
-    def given_up(self, ticket: Ticket) -> None:
-        """The client of a held request has left; its promise was not broken by then."""
-        if ticket.stage is Stage.HELD:
-            self.resumed(ticket)
-            ticket.stage = Stage.OVER
-            bookkeeping.settle(self.book, ticket.request.tenant, True)
+    def given_up(self, ticket: Ticket, after_s: float | None = None) -> bool:
+        """The client of a held request has left, `after_s` it arrived (by default: now).
+
+        Returns whether its promise was not broken by then.
+        """
+        if ticket.stage is not Stage.HELD:
+            return False
+        self.resumed(ticket)
+        ticket.stage = Stage.OVER
+        waited_s = self.now - ticket.arrived_s if after_s is None else after_s
+        attained = bool(waited_s <= self._table["ttft_slo_s"][ticket.request.tenant])
+        bookkeeping.settle(self.book, ticket.request.tenant, attained)
+        return attained
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
         """The first token came, or (`assumed`) must have come by now, where a response does not show it."""
@@ -347,10 +356,12 @@ class Scheduler:
         self._start()
         bookkeeping.forget(self.book, 0)
         keys = np.arange(2, dtype=np.int64)
-        for ending in (self.shed, self.withdrawn, lambda ticket: self.ended(ticket, True, 3)):
+        for ending in (self.given_up, self.withdrawn, lambda ticket: self.ended(ticket, True, 3)):
             ticket = self.arrive(LiveRequest(0, 200, 8, keys, self.prefix_block_tokens))
             self.observe(ticket)
-            if ending != self.shed:
+            if ending == self.given_up:
+                self.held(ticket)
+            else:
                 self.dispatched(ticket, 0)
                 self.first_token(ticket)
                 self.streamed(ticket, 1)

@@ -71,11 +71,11 @@ def validate(
             requests = at_rate(drawn, load * capacity)
             for policy in policies:
                 told(f"load {load:g}, {policy.name}: {len(requests)} requests in {requests.window_s:.0f} s")
-                real, actions = play(live, requests, policy, seed)
+                real, holds = play(live, requests, policy, seed)
                 failed = int((real.outcomes.state == State.FAILED).sum())
                 if failed > len(requests) // 2:
                     raise UserError(f"{failed} of {len(requests)} requests failed on the replicas; see their logs")
-                played.append(simulate(fleet, load, policy, real, actions, seed))
+                played.append(simulate(fleet, load, policy, real, holds, seed))
     return played
 
 
@@ -87,23 +87,20 @@ def at_rate(requests: Requests, rate_rps: float) -> Requests:
 
 
 def play(live: LiveRuntime, requests: Requests, policy: CompiledPolicy, seed: int) -> tuple[Episode, np.ndarray]:
-    """One episode in real time. Returns it, and the actions taken, int32 (N,)."""
-    bound, actions = policy.bind(seed), []
+    """One episode in real time. Returns it, and how often each request was held, int32 (N,)."""
+    bound = policy.bind(seed)
     live.reset(requests)
     due = live.advance()
     while due:
-        actions.append(int(pick(bound.score(live.rows, live.mask), live.mask)))
-        due = live.step(actions[-1])
-    return live.episode, np.array(actions, np.int32)
+        due = live.step(int(pick(bound.score(live.rows, live.mask), live.mask)))
+    return live.episode, live.holds
 
 
-def simulate(
-    fleet: Fleet, load: float, policy: CompiledPolicy, real: Episode, actions: np.ndarray, seed: int
-) -> Played:
+def simulate(fleet: Fleet, load: float, policy: CompiledPolicy, real: Episode, holds: np.ndarray, seed: int) -> Played:
     """The two simulated versions of a real episode. Gateways read metrics as seldom as the live one does."""
     runtime = SimulatedRuntime(fleet.model_copy(update={"scrape_s": SCRAPE_S}))
     runtime.reset(real.requests)
-    runtime.replay(actions)
+    runtime.replay_each(real.outcomes.replica, holds)
     replayed = runtime.episode
     runtime.reset(real.requests)
     runtime.run(policy, seed)

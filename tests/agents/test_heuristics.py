@@ -157,4 +157,4 @@ def test_jsed_adds_the_expected_output() -> None:
 )
 def test_heuristics_without_shedding_shed_only_what_may_go_nowhere(name: str) -> None:
     assert choice(resolve(name), situation(2, masked=(0,), ttft_slack=-100)) == 1
-    assert choice(resolve(name), situation(2, masked=(0, 1))) == 2
+    assert choice(resolve(name), situation(2, masked=(0, 1))) == 3

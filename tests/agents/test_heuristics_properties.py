@@ -13,6 +13,7 @@ from steersman.runtime.policy import CompiledPolicy, Param, pick
 
 HEURISTICS = heuristics()
 DRAWS = {"random", "power-of-two", "round-robin", "llmd-latency"}  # their choice depends on the order of the candidates
+HOLDS = {"push-hold-shed"}
 every = pytest.mark.parametrize("policy", HEURISTICS.values(), ids=HEURISTICS.keys())
 
 # Upper ends at which random observations are plausible; where the schema's own end is small, that.
@@ -20,21 +21,24 @@ PLAUSIBLE = {"unit": 1.0, "requests": 100.0, "tokens": 30_000.0, "tokens/s": 50_
 
 
 def random_observation(seed: int, replicas: int, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and mask drawn from `seed`; about a third of the replicas are masked."""
+    """Rows and mask drawn from `seed`; about a third of the replicas are masked, and half of the time hold."""
     rng = np.random.default_rng(seed)
-    rows = np.zeros((replicas + padding + 1, WIDTH), np.float32)
+    rows = np.zeros((replicas + padding + 2, WIDTH), np.float32)
     for i, feature in enumerate(FEATURES):
         high = min(feature.high, PLAUSIBLE.get(feature.unit, 3.0))
         low = max(feature.low, -3.0)
         drawn = rng.uniform(low, high, replicas)
         rows[:replicas, i] = np.round(drawn) if feature.unit in ("requests", "tokens") else drawn
     rows[:replicas, CANDIDATE_FEATURES:] = rows[0, CANDIDATE_FEATURES:]
-    rows[-1, CANDIDATE_FEATURES:] = rows[0, CANDIDATE_FEATURES:]
+    rows[-2:, CANDIDATE_FEATURES:] = rows[0, CANDIDATE_FEATURES:]
+    rows[:replicas, [COLUMN["is_hold"], COLUMN["patience"]]] = 0.0
+    rows[-2, [COLUMN["is_hold"], COLUMN["patience"]]] = 1.0, rng.random()
     prompt = rows[0, COLUMN["prompt_tokens"]]
     rows[:replicas, COLUMN["matched_tokens"]] %= prompt + 1
     rows[:replicas, COLUMN["uncached_tokens"]] = prompt - rows[:replicas, COLUMN["matched_tokens"]]
     mask = np.zeros(len(rows), np.bool_)
     mask[:replicas] = rng.random(replicas) < 0.67
+    mask[-2] = mask[:replicas].any() and rng.random() < 0.5
     mask[-1] = True
     return rows, mask
 
@@ -90,7 +94,8 @@ def test_the_order_of_replicas_does_not_matter(
     scores = HEURISTICS[name].bind().score(rows, mask)
     if np.sum(scores[mask] >= scores[mask].max() - 1e-9) > 1:
         return  # a tie is decided by order or by chance
-    order = np.append(np.random.default_rng(seed).permutation(len(rows) - 1), len(rows) - 1)
+    last = len(rows) - 2
+    order = np.concatenate([np.random.default_rng(seed).permutation(last), [last, last + 1]])
     permuted, allowed = np.ascontiguousarray(rows[order]), mask[order]
     assert order[pick(HEURISTICS[name].bind().score(permuted, allowed), allowed)] == pick(scores, mask)
 
@@ -102,6 +107,14 @@ def test_without_an_allowed_replica_shed_is_chosen(policy: CompiledPolicy) -> No
     scores = policy.bind().score(rows, mask)
     assert np.isfinite(scores).all()
     assert pick(scores, mask) == len(rows) - 1
+
+
+@pytest.mark.parametrize("name", sorted(set(HEURISTICS) - HOLDS))
+@given(observation=observations, seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_heuristics_never_hold(name: str, observation: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    rows, mask = observation
+    assert pick(HEURISTICS[name].bind(seed).score(rows, mask), mask) != len(rows) - 2
 
 
 @every

@@ -8,7 +8,7 @@ from situations import choice, situation
 
 from steersman.agents.heuristics.push_shed import PARAMS, POLICY
 
-SHED = 2
+SHED = 3
 # No cost but that of the times, and no threshold but those that a test sets.
 PLAIN = POLICY.with_params(
     **dict.fromkeys(("harm", "lost", "prefill", "load", "kv", "match", "miss", "fairness"), 0.0),

@@ -46,7 +46,7 @@ def test_both_checkers_find_nothing(candidates: int | None) -> None:
 def test_the_default_is_the_shipped_workload_on_the_shipped_fleet() -> None:
     env = gym.make("Steersman/Dispatch-v0", duration_s=1.0)
     observation, info = env.reset(seed=0)
-    assert observation.shape == (9 * WIDTH,)
+    assert observation.shape == (10 * WIDTH,)
     assert info["action_mask"].all()
 
 
@@ -55,7 +55,8 @@ def test_the_observation_is_the_table_of_candidates() -> None:
     observation, info = env.reset(seed=3)
     rows = observation.reshape(-1, WIDTH)
     assert rows[:, COLUMN["is_replica"]].tolist() == [1, 1, 0, 0, 0]
-    assert info["action_mask"].tolist() == env.action_masks().tolist() == [True, True, False, False, True]
+    assert rows[:, COLUMN["is_hold"]].tolist() == [0, 0, 0, 1, 0]
+    assert info["action_mask"].tolist() == env.action_masks().tolist() == [True, True, False, True, True]
     assert rows[-1, COLUMN["prompt_tokens"]] > 0
 
 
@@ -67,14 +68,14 @@ def test_the_return_of_the_slo_reward_is_the_weight_of_the_good_requests() -> No
     assert info["metrics"]["attainment"] == 1.0
     assert total == TENANTS["strict"].weight + 2 * TENANTS["loose"].weight
     env.reset(options={"requests": requests})
-    total, info = play(env, 2)
+    total, info = play(env, 3)
     assert (total, info["metrics"]["shed"]) == (0.0, 1.0)
 
 
 def test_the_latency_reward_charges_a_shed_request_as_much_as_one_that_takes_twice_its_promise() -> None:
     env = DispatchEnv("smoke", FLEET, reward="latency")
     env.reset(options={"requests": episode([0.0, 1.0], 100, 5, tenant=[0, 1])})
-    assert env.step(2)[1] == -2 * TENANTS["strict"].weight
+    assert env.step(3)[1] == -2 * TENANTS["strict"].weight
     _, reward, over, _, info = env.step(0)
     assert over
     # A single request on an idle replica is far within its promise.
@@ -85,8 +86,19 @@ def test_the_latency_reward_charges_a_shed_request_as_much_as_one_that_takes_twi
 def test_a_masked_action_sheds() -> None:
     env = DispatchEnv("smoke", FLEET, candidates=5)
     env.reset(options={"requests": episode([0.0, 1.0], 100, 5)})
-    assert not env.action_masks()[3]
-    assert play(env, 3)[1]["metrics"]["shed"] == 1.0
+    assert not env.action_masks()[2]
+    assert play(env, 2)[1]["metrics"]["shed"] == 1.0
+
+
+def test_holding_costs_nothing_until_the_promise_is_broken() -> None:
+    env = DispatchEnv("smoke", FLEET)
+    env.reset(options={"requests": episode([1.0], 100, 5)})
+    _, reward, over, _, info = env.step(2)
+    assert (reward, over, info["time_s"]) == (0.0, False, 1.025)
+    assert env.step(0)[1] == TENANTS["strict"].weight
+    env.reset(options={"requests": episode([1.0], 100, 5)})
+    total, info = play(env, 2)  # held as long as it may be, then masked
+    assert (total, info["metrics"]["shed"]) == (0.0, 1.0)
 
 
 def test_equal_seeds_give_equal_episodes_and_others_do_not() -> None:
@@ -145,7 +157,7 @@ def test_steps_need_an_episode() -> None:
         ({"load": 0.0}, "load 0.0: expected a positive number"),
         ({"load": (2.0, 1.0)}, "a pair of them that rises"),
         ({"render_mode": "human"}, "expected ansi or rgb_array"),
-        ({"fleet": FLEET, "candidates": 2}, "2 replicas and shed do not fit into 2 candidates"),
+        ({"fleet": FLEET, "candidates": 2}, "2 replicas, hold and shed do not fit into 2 candidates"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(options: dict[str, Any], message: str) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.joi
 
 
 def test_an_episode_on_real_replicas_has_the_observations_of_a_simulated_one() -> None:
-    options = {"workload": "smoke", "fleet": "local", "duration_s": 3.0, "candidates": 4}
+    options = {"workload": "smoke", "fleet": "local", "duration_s": 3.0, "candidates": 5}
     live = cast(DispatchEnv, gym.make("Steersman/Dispatch-v0", runtime="live", **options).unwrapped)
     simulated = cast(DispatchEnv, gym.make("Steersman/Dispatch-v0", **options).unwrapped)
     assert live.observation_space == simulated.observation_space
@@ -30,7 +30,7 @@ def test_an_episode_on_real_replicas_has_the_observations_of_a_simulated_one() -
         rewards, steps, over, highest = 0.0, 0, False, 0.0
         while not over:
             assert observation in live.observation_space
-            assert info["action_mask"].tolist() == [True, True, False, True]
+            assert info["action_mask"].tolist() == [True, True, False, True, True]
             rows = observation.reshape(-1, WIDTH)
             highest = max(highest, float(rows[:, COLUMN["inflight"]].max()))
             observation, reward, over, truncated, info = live.step(steps % 2)

@@ -49,7 +49,7 @@ def test_every_step_is_that_of_single_environments(reward: str) -> None:
         assert i or (envs.reset(seed=10)[0][0] == first).all()
     rng, ended = np.random.default_rng(0), 0
     while ended < 2 * SIZE + 2:
-        actions = rng.integers(0, 3, SIZE)
+        actions = rng.integers(0, 4, SIZE)
         observations, rewards, terminated, truncated, info = envs.step(actions)
         assert not truncated.any()
         for i, single in enumerate(singles):
@@ -111,7 +111,7 @@ def test_the_adapter_tells_the_end_of_an_episode() -> None:
     env = SB3VecEnv(make())
     env.seed(3)
     env.reset()
-    assert np.shape(env.env_method("action_masks")) == (SIZE, 3)
+    assert np.shape(env.env_method("action_masks")) == (SIZE, 4)
     total = np.zeros(SIZE)
     while True:
         _, rewards, dones, infos = env.step(np.zeros(SIZE, int))
@@ -121,5 +121,5 @@ def test_the_adapter_tells_the_end_of_an_episode() -> None:
     i = int(np.argmax(dones))
     assert infos[i]["episode"]["r"] == pytest.approx(total[i], rel=1e-6)
     assert infos[i]["metrics"]["attainment"] <= 1
-    assert infos[i]["terminal_observation"].shape == (3 * WIDTH,)
+    assert infos[i]["terminal_observation"].shape == (4 * WIDTH,)
     assert env.get_attr("num_envs") == [SIZE] * SIZE

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
+import numpy as np
 from aiohttp import web
 from simulated import TENANTS
 
@@ -96,15 +97,15 @@ class FakeBackend:
 
 
 class Prefer:
-    """A policy that ranks candidates in a fixed order, best first; the last index is shed."""
+    """A policy that ranks candidates in a fixed order, best first; others come after them."""
 
     name = "prefer"
 
     def __init__(self, *order: int) -> None:
         self.order = order
 
-    def score(self, rows: object, mask: object) -> list[float]:
-        return [float(-self.order.index(c)) for c in range(len(self.order))]
+    def score(self, rows: np.ndarray, mask: np.ndarray) -> list[float]:
+        return [float(-self.order.index(c)) if c in self.order else -9.0 for c in range(len(mask))]
 
 
 def fleet_of(backends: list[FakeBackend], **options: object) -> Fleet:
@@ -144,7 +145,7 @@ async def serving(policy: object, count: int = 2, **options: object) -> AsyncIte
     pool = Pool(fleet)
     await pool.start()
     slack = {"policy_limit_s": 10.0}  # a busy machine is no reason for a fallback here
-    scheduler = Scheduler(fleet, TENANTS, policy, Prefer(*range(count + 1)), **slack)  # type: ignore[arg-type]
+    scheduler = Scheduler(fleet, TENANTS, policy, Prefer(*range(count)), **slack)  # type: ignore[arg-type]
     gateway = Gateway(scheduler, pool)
     runner = web.AppRunner(gateway.app(), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

@@ -7,10 +7,12 @@ import io
 import json
 
 import aiohttp
+import numpy as np
 import pytest
-from backends import STREAM, WHOLE, Prefer, event, serving
+from backends import STREAM, WHOLE, Prefer, Served, event, serving
 
 from steersman.runtime.gateway import app as app_module
+from steersman.runtime.observation import COLUMN
 
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
 STREAMED = {**BODY, "stream": True}
@@ -24,7 +26,7 @@ async def error_of(response: aiohttp.ClientResponse) -> dict[str, object]:
 
 
 async def test_a_whole_answer_passes_through_byte_for_byte() -> None:
-    async with serving(Prefer(1, 0, 2)) as s:
+    async with serving(Prefer(1, 0)) as s:
         body = json.dumps(BODY, indent=3).encode()
         async with s.client.post(PATH, data=body, headers={"X-Request-Id": "abc"}) as response:
             assert await response.read() == WHOLE
@@ -39,7 +41,7 @@ async def test_a_whole_answer_passes_through_byte_for_byte() -> None:
 
 
 async def test_a_stream_passes_through_byte_for_byte_and_is_measured() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         async with s.client.post(PATH, json=STREAMED) as response:
             assert response.content_type == "text/event-stream"
             assert await response.read() == b"".join(STREAM)
@@ -51,7 +53,7 @@ async def test_a_stream_passes_through_byte_for_byte_and_is_measured() -> None:
 
 
 async def test_a_client_that_leaves_at_done_was_served() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].pieces = [*STREAM, b": kept open\n\n"]
         s.backends[0].hold = asyncio.Event()
         async with s.client.post(PATH, json=STREAMED) as response:
@@ -64,7 +66,7 @@ async def test_a_client_that_leaves_at_done_was_served() -> None:
 
 
 async def test_a_chunk_reaches_the_client_before_the_stream_ends() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].hold = asyncio.Event()
         async with s.client.post(PATH, json=STREAMED) as response:
             seen = await response.content.readuntil(b"\n\n")
@@ -75,7 +77,7 @@ async def test_a_chunk_reaches_the_client_before_the_stream_ends() -> None:
 
 
 async def test_client_credentials_stay_at_the_gateway() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         async with s.client.post(PATH, json=BODY, headers={"Authorization": "Bearer mine"}) as response:
             assert response.status == 200
         assert "Authorization" not in s.backends[0].headers[0]
@@ -83,7 +85,7 @@ async def test_client_credentials_stay_at_the_gateway() -> None:
 
 async def test_a_backend_gets_its_own_key_and_model_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BACKEND_KEY", "k")
-    async with serving(Prefer(0, 1, 2), model="theirs", api_key_env="BACKEND_KEY") as s:
+    async with serving(Prefer(0, 1), model="theirs", api_key_env="BACKEND_KEY") as s:
         async with s.client.post(PATH, json=BODY) as response:
             assert response.status == 200
         assert s.backends[0].headers[0]["Authorization"] == "Bearer k"
@@ -91,7 +93,7 @@ async def test_a_backend_gets_its_own_key_and_model_name(monkeypatch: pytest.Mon
 
 
 async def test_the_header_names_the_tenant() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         async with s.client.post(PATH, json=BODY, headers={"X-Steersman-Tenant": "loose"}):
             pass
         assert s.metric("requests_total", tenant="loose", outcome="done") == 1
@@ -101,7 +103,7 @@ async def test_the_header_names_the_tenant() -> None:
 
 
 async def test_shed_is_503_with_a_time_to_retry() -> None:
-    async with serving(Prefer(2, 0, 1)) as s:
+    async with serving(Prefer(3)) as s:
         async with s.client.post(PATH, json=BODY) as response:
             assert response.status == 503
             assert int(response.headers["Retry-After"]) >= 1
@@ -113,7 +115,7 @@ async def test_shed_is_503_with_a_time_to_retry() -> None:
 
 async def test_a_prompt_too_long_for_every_replica_is_400() -> None:
     async with (
-        serving(Prefer(0, 1, 2)) as s,
+        serving(Prefer(0, 1)) as s,
         s.client.post(PATH, json={**BODY, "max_tokens": 5000}) as response,
     ):
         assert response.status == 400
@@ -122,7 +124,7 @@ async def test_a_prompt_too_long_for_every_replica_is_400() -> None:
 
 
 async def test_with_all_replicas_down_it_is_503_with_the_reason() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         for r in range(2):
             s.gateway.scheduler.set_up(r, False)
         async with s.client.post(PATH, json=BODY) as response:
@@ -147,7 +149,7 @@ async def test_with_all_replicas_down_it_is_503_with_the_reason() -> None:
     ],
 )
 async def test_a_bad_body_is_refused_in_the_apis_form(body: bytes, status: int, said: str) -> None:
-    async with serving(Prefer(0, 1, 2)) as s, s.client.post(PATH, data=body) as response:
+    async with serving(Prefer(0, 1)) as s, s.client.post(PATH, data=body) as response:
         assert response.status == status
         error = await error_of(response)
         assert said in str(error["message"])
@@ -158,7 +160,7 @@ async def test_a_bad_body_is_refused_in_the_apis_form(body: bytes, status: int, 
 async def test_a_body_over_the_limit_is_413(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_module, "BODY_LIMIT", 1 << 20)
     async with (
-        serving(Prefer(0, 1, 2)) as s,
+        serving(Prefer(0, 1)) as s,
         s.client.post(PATH, data=io.BytesIO(b"x" * (1 << 21))) as response,
     ):
         assert response.status == 413
@@ -166,18 +168,18 @@ async def test_a_body_over_the_limit_is_413(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_an_unknown_path_is_404_in_the_apis_form() -> None:
-    async with serving(Prefer(0, 1, 2)) as s, s.client.get("/v1/nothing") as response:
+    async with serving(Prefer(0, 1)) as s, s.client.get("/v1/nothing") as response:
         assert response.status == 404
         assert (await error_of(response))["code"] == "not_found"
 
 
 async def test_models_are_the_fleets() -> None:
-    async with serving(Prefer(0, 1, 2)) as s, s.client.get("/v1/models") as response:
+    async with serving(Prefer(0, 1)) as s, s.client.get("/v1/models") as response:
         assert [m["id"] for m in (await response.json())["data"]] == ["m"]
 
 
 async def test_a_rejection_by_the_replica_passes_through_and_is_not_tried_elsewhere() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].status = 422
         async with s.client.post(PATH, json=BODY) as response:
             assert response.status == 422
@@ -188,7 +190,7 @@ async def test_a_rejection_by_the_replica_passes_through_and_is_not_tried_elsewh
 
 @pytest.mark.parametrize("body", [BODY, STREAMED])
 async def test_a_status_of_500_is_tried_on_another_replica(body: dict[str, object]) -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].status = 500
         async with s.client.post(PATH, json=body) as response:
             assert response.status == 200
@@ -204,7 +206,7 @@ async def test_a_status_of_500_is_tried_on_another_replica(body: dict[str, objec
 async def test_a_stream_that_breaks_before_its_first_byte_is_tried_on_another_replica(
     pieces: list[bytes],
 ) -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].pieces = pieces
         async with s.client.post(PATH, json=STREAMED) as response:
             assert await response.read() == b"".join(STREAM)
@@ -212,7 +214,7 @@ async def test_a_stream_that_breaks_before_its_first_byte_is_tried_on_another_re
 
 
 async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         up = s.gateway.scheduler.replicas["up"]
         changes: asyncio.Queue[tuple[int, bool]] = asyncio.Queue()
         await s.backends[0].stop()
@@ -228,7 +230,7 @@ async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> No
 
 
 async def test_when_every_replica_fails_it_is_502() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         for backend in s.backends:
             backend.status = 503
         async with s.client.post(PATH, json=BODY) as response:
@@ -239,7 +241,7 @@ async def test_when_every_replica_fails_it_is_502() -> None:
 
 @pytest.mark.parametrize("cut", [False, True])
 async def test_a_stream_without_done_is_a_failure_that_the_client_sees(cut: bool) -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].pieces, s.backends[0].cut = [event("a"), event("b")], cut
         async with s.client.post(PATH, json=STREAMED) as response:
             body = await response.read()
@@ -255,7 +257,7 @@ async def test_a_stream_without_done_is_a_failure_that_the_client_sees(cut: bool
 
 @pytest.mark.parametrize("body", [BODY, STREAMED])
 async def test_a_client_that_leaves_cancels_its_request_at_the_replica(body: dict[str, object]) -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].hold = asyncio.Event()
         asking = asyncio.create_task(s.client.post(PATH, json=body))
         await s.backends[0].asked.wait()
@@ -270,7 +272,7 @@ async def test_a_client_that_leaves_cancels_its_request_at_the_replica(body: dic
 
 
 async def test_a_whole_answer_counts_as_decoding_once_its_first_token_is_due() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].hold = asyncio.Event()
         asking = asyncio.create_task(s.client.post(PATH, json=BODY))
         view = s.gateway.scheduler.book.views[0]
@@ -283,7 +285,7 @@ async def test_a_whole_answer_counts_as_decoding_once_its_first_token_is_due() -
 
 
 async def test_draining_finishes_what_runs_and_refuses_what_is_new() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].hold = asyncio.Event()
         async with s.client.post(PATH, json=STREAMED) as running:
             draining = asyncio.create_task(s.gateway.drained())
@@ -298,7 +300,7 @@ async def test_draining_finishes_what_runs_and_refuses_what_is_new() -> None:
 
 
 async def test_scraped_metrics_reach_the_scheduler() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         s.backends[0].metrics = (
             'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
             'vllm:kv_cache_usage_perc{engine="0"} 0.25\n'
@@ -312,7 +314,7 @@ async def test_scraped_metrics_reach_the_scheduler() -> None:
 
 
 async def test_metrics_are_prometheus_text() -> None:
-    async with serving(Prefer(0, 1, 2)) as s:
+    async with serving(Prefer(0, 1)) as s:
         async with s.client.post(PATH, json=BODY):
             pass
         async with s.client.get("/metrics") as response:
@@ -333,10 +335,95 @@ async def test_a_fallback_is_counted_by_reason_and_named_as_the_decider() -> Non
         name = "broken"
 
         def score(self, rows: object, mask: object) -> object:
-            return [float("nan")] * 3
+            return [float("nan")] * 4
 
     async with serving(Broken()) as s:
         async with s.client.post(PATH, json=BODY) as response:
             assert response.status == 200
         assert s.metric("fallbacks_total", reason="not-finite") == 1
         assert s.metric("decisions_total", replica="r0", policy="prefer") == 1
+
+
+class Waits:
+    """A policy that holds every request until it is told to `go`, then sends it to the first replica allowed."""
+
+    name = "waits"
+
+    def __init__(self) -> None:
+        self.go = False
+
+    def score(self, rows: np.ndarray, mask: np.ndarray) -> list[float]:
+        return [0.0, 0.0, -1.0 if self.go else 1.0, -2.0]
+
+
+async def until_held(s: Served) -> None:
+    async with asyncio.timeout(10):
+        while s.metric("held") == 0:
+            await asyncio.sleep(0.005)
+
+
+LOOSE = {"X-Steersman-Tenant": "loose"}  # promised 5 s
+
+
+async def test_a_held_request_is_decided_anew_and_served() -> None:
+    policy = Waits()
+    async with serving(policy) as s:
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY, headers=LOOSE))
+        await until_held(s)
+        assert not s.backends[0].bodies
+        policy.go = True
+        async with await asking as response:
+            assert await response.read() == WHOLE
+        assert s.metric("decisions_total", replica="hold", policy="waits") >= 1
+        assert s.metric("decisions_total", replica="r0", policy="waits") == 1
+        assert s.metric("requests_total", tenant="loose", outcome="done") == 1
+        assert s.metric("held") == 0
+
+
+async def test_nobody_is_held_until_the_promise_is_broken() -> None:
+    async with serving(Waits()) as s, s.client.post(PATH, json=BODY) as response:
+        assert response.status == 200
+        assert 1 <= s.metric("decisions_total", replica="hold", policy="waits") <= 19
+
+
+async def test_a_client_that_leaves_while_held_frees_its_place() -> None:
+    async with serving(Waits()) as s:
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY, headers=LOOSE))
+        await until_held(s)
+        asking.cancel()
+        async with asyncio.timeout(10):
+            await s.idle()
+        assert s.metric("held") == 0
+        assert s.metric("requests_total", tenant="loose", outcome="cancelled") == 1
+        assert s.gateway.scheduler.book.tenant_views["ended"][1] == 1
+        assert s.gateway.scheduler.book.tenant_views["attainment"][1] == 1
+        assert not s.backends[0].bodies
+
+
+async def test_draining_waits_for_held_requests() -> None:
+    policy = Waits()
+    async with serving(policy) as s:
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY, headers=LOOSE))
+        await until_held(s)
+        draining = asyncio.create_task(s.gateway.drained())
+        await asyncio.sleep(0)
+        assert not draining.done()
+        policy.go = True
+        async with await asking as response:
+            assert await response.read() == WHOLE
+        await asyncio.wait_for(draining, 10)
+
+
+async def test_a_request_whose_replica_failed_may_be_held_before_it_goes_to_another() -> None:
+    class Cautious:
+        name = "cautious"
+
+        def score(self, rows: np.ndarray, mask: np.ndarray) -> list[float]:
+            return [1.0, 0.0, 0.5 if rows[-2, COLUMN["patience"]] > 0.8 else -1.0, -2.0]
+
+    async with serving(Cautious()) as s:
+        s.backends[0].status = 500
+        async with s.client.post(PATH, json=BODY, headers=LOOSE) as response:
+            assert response.headers["X-Steersman-Replica"] == "r1"
+        assert s.metric("decisions_total", replica="hold", policy="cautious") >= 1
+        assert [len(backend.bodies) for backend in s.backends] == [1, 1]

@@ -125,11 +125,27 @@ def test_time_never_runs_back(situation):
 
 @few
 @given(situations())
+def test_who_is_held_comes_again_in_time(situation):
+    """While its promise can still be kept; and held requests are counted until the last one is decided."""
+    runtime, table = situation.runtime(), situation.requests.table
+    for _ in decisions(runtime, situation.actions):
+        cluster = runtime.view("cluster")[0]
+        assert runtime.view("fleets")["held"].sum() == cluster["n_held"]
+        if cluster["retried"] == 2 and cluster["pending"] >= 0:
+            request = table[cluster["pending"]]
+            waited_s, promise = runtime.now - request["arrival_s"], runtime.view("tenants")[request["tenant"]]
+            assert waited_s < promise["ttft_slo_s"]
+            assert not 0 < request["cancel_s"] <= waited_s
+    assert cluster["n_held"] == cluster["inflight"] == 0
+
+
+@few
+@given(situations())
 def test_first_come_is_first_served(situation):
-    """Under `fcfs` and without preemption, first tokens come in the order of arrival."""
+    """Under `fcfs`, without preemption and holding, first tokens come in the order of arrival."""
     situation = with_groups(calm(situation), queue="fcfs", kv_tokens=4096)
     runtime = situation.runtime()
-    runtime.replay(situation.actions)
+    runtime.replay([action for action in situation.actions if action != situation.hold])
     assert not runtime.usage()["preemptions"].any()
     outcomes = runtime.outcomes()
     first_token_s = situation.requests.table["arrival_s"] + outcomes.ttft_s

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import Reference, plain
 
+from steersman.runtime.observation import COLUMN
 from steersman.runtime.simulator import SimulatedRuntime
 
 PROFILE = "llama-3.1-8b-l40s-bf16"
@@ -15,12 +16,12 @@ PROFILE = "llama-3.1-8b-l40s-bf16"
 
 def assert_equal(runtime: SimulatedRuntime, reference: Reference) -> None:
     """Outcomes and usage are the same; seconds but for rounding."""
-    fast, slow = runtime.outcomes(), reference.outcomes
-    for name in ("state", "replica", "cached_tokens", "attained"):
-        assert getattr(fast, name).tolist() == [getattr(outcome, name) for outcome in slow], name
+    fast, slow = runtime.records, reference.outcomes
+    for name in ("state", "replica", "cached_tokens", "attained", "holds"):
+        assert fast[name].tolist() == [getattr(outcome, name) for outcome in slow], name
     for name in ("ttft_s", "tpot_s", "e2e_s"):
         seconds = [getattr(outcome, name) for outcome in slow]
-        np.testing.assert_allclose(getattr(fast, name), seconds, rtol=1e-9, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(fast[name], seconds, rtol=1e-9, atol=1e-12, err_msg=name)
     for row, engine in zip(runtime.usage(), reference.engines, strict=True):
         for name in ("output_tokens", "iterations", "preemptions"):
             assert row[name] == getattr(engine.usage, name), name
@@ -50,7 +51,7 @@ def changes(draw: st.DrawFn, situation: Situation, runtime: SimulatedRuntime) ->
 @settings(deadline=None, max_examples=500, derandomize=True)
 @given(situations(), st.data())
 def test_replicas_may_change_between_decisions(situation, data):
-    """Decision by decision, each engine has the same batch and queue, while limits and KV memory are set anew."""
+    """Decision by decision, engines have the same batch and queue, and gateways hold as many, while limits change."""
     runtime, reference = situation.runtime(), situation.reference()
     actions = iter(situation.actions)
     more = runtime.advance()
@@ -63,6 +64,13 @@ def test_replicas_may_change_between_decisions(situation, data):
             assert row["n_decode"] == len(engine.decoding)
             assert row["n_finishing"] == len(engine.finishing)
             assert (row["partial"] >= 0) == (engine.partial is not None)
+        assert reference.pending is not None
+        held = [0] * situation.gateways
+        for _, number in reference.held:
+            held[reference.gateway(number)] += 1
+        assert runtime.view("fleets")["held"].ravel().tolist() == held
+        assert runtime.rows[-1, COLUMN["held"]] == held[reference.gateway(reference.pending)]
+        assert runtime.mask[runtime.hold] == reference.may_hold(reference.pending)
         if data.draw(st.integers(0, 3)) == 0:
             replica, settings = data.draw(changes(situation, runtime))
             if "kv_tokens" in settings:

@@ -228,7 +228,7 @@ def test_a_file_that_is_no_model_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_episode_plays_in_real_time_on_real_replicas() -> None:
     fleet = load_fleet(find_config("fleets", "local"))
     requests = episode([0.0, 0.1, 0.2, 3.0, 3.1], [40, 200, 30, 200, 20], [3, 8, 1, 5, 4], prefixes=[0, 1, 2, 1, 0])
-    with LiveRuntime(fleet, candidates=4) as runtime:
+    with LiveRuntime(fleet, candidates=5) as runtime:
         pids = [replica.pid for replica in runtime._pool.replicas]  # type: ignore[attr-defined]
         cached: list[int] = []
         for _ in range(2):
@@ -241,7 +241,7 @@ def test_an_episode_plays_in_real_time_on_real_replicas() -> None:
                 ended += runtime.ended.tolist()
                 assert (runtime.rows >= LOW).all()
                 assert (runtime.rows <= HIGH).all()
-                assert runtime.mask.tolist() == [True, True, False, True]
+                assert runtime.mask.tolist() == [True, True, False, True, True]
                 if len(ended) == 0 and action == 1:
                     assert runtime.rows[0, COLUMN["inflight"]] == 1
                 more = runtime.step(action)

@@ -40,7 +40,7 @@ class Fixed:
         return np.array(self.scores, float)
 
 
-FALLBACK = Fixed(0.0, 1.0, -1.0, name="fallback")
+FALLBACK = Fixed(0.0, 1.0, -1.0, -1.0, name="fallback")
 
 
 def scheduler(
@@ -56,14 +56,14 @@ def counts(s: Scheduler) -> list[tuple[float, ...]]:
 
 
 def test_dispatches_to_the_best_score_of_the_policy() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     decision = s.decide(s.arrive(REQUEST))
     assert (decision.kind, decision.replica, decision.policy) == (Kind.DISPATCH, 0, "fixed")
     assert decision.fallback is None
 
 
 def test_sheds_where_the_policy_prefers_it_and_says_when_to_retry() -> None:
-    s = scheduler(Fixed(0.0, 0.0, 1.0))
+    s = scheduler(Fixed(0.0, 0.0, 0.0, 1.0))
     decision = s.decide(s.arrive(REQUEST))
     assert decision.kind is Kind.SHED
     assert decision.replica == -1
@@ -71,13 +71,13 @@ def test_sheds_where_the_policy_prefers_it_and_says_when_to_retry() -> None:
 
 
 def test_the_guard_overrides_the_policy() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     s.set_up(0, False)
     assert s.decide(s.arrive(REQUEST)).replica == 1
 
 
 def test_without_an_allowed_replica_it_refuses_with_the_reasons_counted() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     s.set_up(0, False)
     decision = s.decide(s.arrive(LiveRequest(tenant=0, prompt_tokens=10**6, max_tokens=1)))
     assert decision.kind is Kind.REFUSED
@@ -85,7 +85,7 @@ def test_without_an_allowed_replica_it_refuses_with_the_reasons_counted() -> Non
 
 
 def test_an_excluded_replica_is_not_chosen_again() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     ticket = s.arrive(REQUEST)
     assert s.decide(ticket, exclude=[0]).replica == 1
     assert s.decide(ticket, exclude=[0, 1]).kind is Kind.REFUSED
@@ -96,8 +96,8 @@ def test_an_excluded_replica_is_not_chosen_again() -> None:
     [
         (Fixed(RuntimeError("broken")), Fallback.ERROR),
         (Fixed(1.0, 2.0), Fallback.SHAPE),
-        (Fixed(math.nan, 1.0, 0.0), Fallback.NOT_FINITE),
-        (Fixed(math.inf, 1.0, 0.0), Fallback.NOT_FINITE),
+        (Fixed(math.nan, 1.0, 0.0, 0.0), Fallback.NOT_FINITE),
+        (Fixed(math.inf, 1.0, 0.0, 0.0), Fallback.NOT_FINITE),
     ],
 )
 def test_a_broken_policy_never_decides(policy: Fixed, reason: Fallback) -> None:
@@ -108,13 +108,13 @@ def test_a_broken_policy_never_decides(policy: Fixed, reason: Fallback) -> None:
 
 
 def test_a_bad_score_of_a_masked_candidate_does_not_matter() -> None:
-    s = scheduler(Fixed(math.nan, 1.0, 0.0))
+    s = scheduler(Fixed(math.nan, 1.0, 0.0, 0.0))
     s.set_up(0, False)
     assert s.decide(s.arrive(REQUEST)).fallback is None
 
 
 def test_a_slow_policy_does_not_decide() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0), policy_limit_s=-1.0)
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0), policy_limit_s=-1.0)
     assert s.decide(s.arrive(REQUEST)).fallback is Fallback.SLOW
 
 
@@ -128,7 +128,7 @@ def test_if_the_fallback_fails_too_the_emptiest_replica_gets_the_request() -> No
 
 
 def test_counts_follow_a_request_and_return_to_zero() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     ticket = s.arrive(REQUEST)
     s.decide(ticket)
     s.dispatched(ticket, 0)
@@ -141,7 +141,7 @@ def test_counts_follow_a_request_and_return_to_zero() -> None:
 
 
 def test_events_that_come_twice_or_too_late_change_nothing() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     other, ticket = s.arrive(REQUEST), s.arrive(REQUEST)
     for t in (other, ticket):
         s.decide(t)
@@ -160,7 +160,7 @@ def test_events_that_come_twice_or_too_late_change_nothing() -> None:
 
 
 def test_a_withdrawn_request_leaves_no_trace_and_may_go_elsewhere() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     ticket = s.arrive(REQUEST)
     s.decide(ticket)
     s.dispatched(ticket, 0)
@@ -175,7 +175,7 @@ def test_a_withdrawn_request_leaves_no_trace_and_may_go_elsewhere() -> None:
 
 def test_a_stream_is_judged_by_its_first_token_and_pace() -> None:
     clock = Clock()
-    s = scheduler(Fixed(2.0, 1.0, 0.0), clock=clock)
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0), clock=clock)
     ticket = s.arrive(REQUEST)
     s.decide(ticket)
     s.dispatched(ticket, 0)
@@ -192,7 +192,7 @@ def test_a_stream_is_judged_by_its_first_token_and_pace() -> None:
 
 def test_a_whole_answer_is_judged_by_its_end_and_length() -> None:
     clock = Clock()
-    s = scheduler(Fixed(2.0, 1.0, 0.0), clock=clock)
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0), clock=clock)
     fared = []
     for tokens in (200, 20):
         ticket = s.arrive(REQUEST)
@@ -207,7 +207,7 @@ def test_a_whole_answer_is_judged_by_its_end_and_length() -> None:
 
 
 def test_output_lengths_are_learnt_from_good_ends_only() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     before = float(s.book.tenant_views["output_tokens"][0])
     for ok in (False, True):
         ticket = s.arrive(REQUEST)
@@ -219,13 +219,13 @@ def test_output_lengths_are_learnt_from_good_ends_only() -> None:
 
 
 def test_an_unstated_limit_counts_as_the_expected_output() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     ticket = s.arrive(LiveRequest(tenant=0, prompt_tokens=10))
     assert ticket.request.max_tokens == TENANTS["strict"].expected_output_tokens
 
 
 def test_a_prompt_seen_before_is_believed_to_be_cached_where_it_went() -> None:
-    s = scheduler(Fixed(2.0, 1.0, 0.0))
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0))
     request = LiveRequest(tenant=0, prompt_tokens=1000, max_tokens=10, keys=np.arange(10), block_tokens=64)
     for cached in (0, 640):
         ticket = s.arrive(request)
@@ -236,7 +236,7 @@ def test_a_prompt_seen_before_is_believed_to_be_cached_where_it_went() -> None:
 
 def test_scraped_metrics_and_their_age_reach_the_observation() -> None:
     clock = Clock()
-    s = scheduler(Fixed(2.0, 1.0, 0.0), clock=clock)
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0), clock=clock)
     s.scraped(1, running=3, waiting=2, kv_use=0.25)
     clock.now += 0.5
     s.observe(s.arrive(REQUEST))
@@ -244,25 +244,119 @@ def test_scraped_metrics_and_their_age_reach_the_observation() -> None:
     assert s.rows[1, [COLUMN[n] for n in names]].tolist() == [3, 2, 0.25, 0.5]
 
 
+HOLDS = Fixed(0.0, -1.0, 1.0, -2.0)
+
+
+def held(s: Scheduler) -> float:
+    return float(s.book.fleet["held"][0])
+
+
+def test_holds_where_the_policy_prefers_it_until_it_has_waited_too_long() -> None:
+    clock = Clock()
+    s = scheduler(HOLDS, clock=clock)
+    ticket = s.arrive(REQUEST)
+    holds = 0
+    while (decision := s.decide(ticket)).kind is Kind.HOLD:
+        assert (decision.replica, decision.policy) == (-1, "fixed")
+        pause_s = s.held(ticket)
+        assert pause_s == 0.025  # of 0.5 s
+        clock.now += pause_s + 1e-3
+        s.resumed(ticket)
+        holds += 1
+    assert holds == 19
+    assert ticket.holds == holds
+    assert (decision.kind, decision.replica) == (Kind.DISPATCH, 0)
+    assert s.reasons[-2] == Reason.WAITED
+    assert s.rows[-1, COLUMN["waited"]] == pytest.approx(holds * 0.026)
+    s.dispatched(ticket, 0)
+    assert counts(s)[0][:2] == (1, 1)
+
+
+def test_held_requests_are_seen_by_others_until_they_resume() -> None:
+    s = scheduler(HOLDS)
+    tickets = [s.arrive(REQUEST) for _ in range(3)]
+    for number, ticket in enumerate(tickets):
+        s.decide(ticket)
+        assert s.rows[[0, 1, -2, -1], COLUMN["held"]].tolist() == [number] * 4
+        s.held(ticket)
+    s.resumed(tickets[0])
+    s.resumed(tickets[0])
+    assert held(s) == 2
+    assert s.held(tickets[1]) == 0.0  # it is held already
+    assert held(s) == 2
+
+
+@pytest.mark.parametrize(("after_s", "attained"), [(0.4, True), (0.6, False)])
+@pytest.mark.parametrize("told", [True, False])
+def test_a_client_that_leaves_while_held_attained_if_nothing_was_broken(
+    after_s: float, attained: bool, told: bool
+) -> None:
+    clock = Clock()
+    s = scheduler(HOLDS, clock=clock)
+    ticket = s.arrive(REQUEST)
+    s.decide(ticket)
+    s.held(ticket)
+    clock.now += 0.2 if told else after_s
+    assert s.given_up(ticket, after_s if told else None) is attained
+    assert held(s) == 0
+    view = s.book.tenant_views[0]
+    assert (view["ended"], view["attainment"] == 1.0) == (1, attained)
+    s.given_up(ticket)
+    s.resumed(ticket)
+    s.shed(ticket)
+    assert (held(s), view["ended"]) == (0, 1)
+
+
+def test_a_request_that_is_held_cannot_be_dispatched() -> None:
+    s = scheduler(HOLDS)
+    ticket = s.arrive(REQUEST)
+    s.decide(ticket)
+    s.held(ticket)
+    s.dispatched(ticket, 0)
+    s.shed(ticket)
+    assert counts(s)[0] == (0, 0, 0, 0, 0)
+    assert s.book.tenant_views["ended"][0] == 0
+
+
+def test_where_every_allowed_replica_is_excluded_nothing_is_held() -> None:
+    s = scheduler(HOLDS)
+    ticket = s.arrive(REQUEST)
+    assert s.decide(ticket, exclude=[0]).kind is Kind.HOLD
+    assert s.decide(ticket, exclude=[0, 1]).kind is Kind.REFUSED
+    assert s.mask.tolist() == [False, False, False, True]
+
+
 def test_the_same_situation_gives_the_same_bytes_as_in_the_simulator() -> None:
+    """Also to a request that was held: the second one comes back after a pause of 0.25 s."""
     played = episode([0.0, 0.1, 0.2, 0.3], [1000, 3000, 500, 700], 50, [0, 1, 0, 1], prefixes=[0, 1, 0, 1])
     simulated = SimulatedRuntime(fleet({}, {}))
     simulated.reset(played)
     clock = Clock(0.0)
     live = scheduler(clock=clock, prefix_block_tokens=played.block_tokens)
-    more = simulated.advance()
-    for q, action in zip(played.table, (0, 1, 0, 1), strict=True):
+    more, tickets, order = simulated.advance(), {}, []
+    for action in (0, simulated.hold, 0, 1, 1):
         assert more
-        clock.now = float(q["arrival_s"])
+        number = int(simulated.view("cluster")["pending"][0])
+        order.append(number)
+        clock.now, q = simulated.now, played.table[number]
         keys = played.blocks[q["block_start"] : q["block_start"] + q["prompt_blocks"]]
-        ticket = live.arrive(
-            LiveRequest(int(q["tenant"]), int(q["prompt_tokens"]), int(q["max_tokens"]), keys, played.block_tokens)
-        )
+        if number in tickets:
+            live.resumed(tickets[number])
+        else:
+            tickets[number] = live.arrive(
+                LiveRequest(int(q["tenant"]), int(q["prompt_tokens"]), int(q["max_tokens"]), keys, played.block_tokens)
+            )
+        ticket = tickets[number]
         # What the engines did since is the simulator's; arrivals, prefixes and the rest are the live ones.
         live.book.views[:] = simulated.view("views")[0]
         live.book.tenant_inflight[:] = simulated.view("tenant_inflight")[0]
         live.observe(ticket)
         assert live.rows.tobytes() == simulated.rows.tobytes()
         assert live.mask.tobytes() == simulated.mask.tobytes()
+        assert live.reasons.tobytes() == simulated.reasons.tobytes()
         more = simulated.step(action)
-        live.dispatched(ticket, action)
+        if action == simulated.hold:
+            assert live.held(ticket) == 0.25
+        else:
+            live.dispatched(ticket, action)
+    assert order == [0, 1, 2, 3, 1]

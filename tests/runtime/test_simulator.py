@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import FASTEST, episode, fleet
+from simulated import FASTEST, PATIENT, episode, fleet
 
+from steersman.runtime.compiled import njit
 from steersman.runtime.cost import load_profile
+from steersman.runtime.guard import Reason
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.outcomes import State, summarise
+from steersman.runtime.policy import SCORE, CompiledPolicy
 from steersman.runtime.simulator import SimulatedRuntime
+from steersman.runtime.tenant import Tenant
 
 H100 = load_profile("llama-3.1-8b-h100-bf16")
 
@@ -33,6 +37,12 @@ def decode_s(contexts: list[int]) -> float:
         + H100.decode_b_s_per_sequence * len(contexts)
         + H100.decode_c_s_per_token * sum(contexts)
     )
+
+
+@njit(SCORE)
+def _wait(rows, mask, params, memory, scores):
+    scores[:] = 0.0
+    scores[-2] = 1.0
 
 
 def play(requests, *groups, **options):
@@ -105,10 +115,87 @@ def test_a_masked_action_sheds():
     runtime = SimulatedRuntime(fleet({}), candidates=4)
     runtime.reset(episode([0.0, 1.0], [10, 10], [1, 1]))
     assert runtime.advance()
-    assert runtime.mask.tolist() == [True, False, False, True]
-    assert runtime.step(2)
+    assert runtime.mask.tolist() == [True, False, True, True]
+    assert runtime.step(1)
     assert runtime.ended.tolist() == [0]
     assert runtime.outcomes().state[0] == State.SHED
+
+
+def test_a_held_request_comes_back_after_every_pause_until_it_has_waited_too_long():
+    tenants = {"one": Tenant(slo={"ttft_s": 0.625, "tpot_s": 0.1})}  # a pause is exactly 1/32 s
+    runtime = SimulatedRuntime(fleet({}))
+    runtime.reset(replace(episode([1.0], [10], [1]), tenants=tenants))
+    assert runtime.advance()
+    times, patience = [], []
+    while runtime.mask[runtime.hold]:
+        assert runtime.rows[runtime.hold, COLUMN["is_hold"]] == 1
+        times.append(runtime.now)
+        patience.append(float(runtime.rows[runtime.hold, COLUMN["patience"]]))
+        assert runtime.step(runtime.hold)
+        assert not len(runtime.ended)
+    assert times == (1 + np.arange(19) / 32).tolist()
+    assert patience == pytest.approx(1.0 - np.arange(19) / 20)
+    assert runtime.now == 1 + 19 / 32
+    assert runtime.reasons[runtime.hold] == Reason.WAITED
+    assert not runtime.rows[runtime.hold, : COLUMN["prompt_tokens"]].any()
+    assert runtime.rows[runtime.shed, COLUMN["waited"]] == 19 / 32
+    assert not runtime.step(0)
+    assert runtime.outcomes().ttft_s[0] == pytest.approx(19 / 32 + prefill_s(10))
+    assert runtime.records["holds"].tolist() == [19]
+
+
+@pytest.mark.parametrize(("ttft_s", "pause_s"), [(0.1, 0.01), (4.0, 0.2), (60.0, 0.5)])
+def test_a_pause_is_a_twentieth_of_the_promise_within_bounds(ttft_s: float, pause_s: float):
+    tenants = {"one": Tenant(slo={"ttft_s": ttft_s, "tpot_s": 0.1})}
+    runtime = SimulatedRuntime(fleet({}))
+    runtime.reset(replace(episode([0.0], [10], [1]), tenants=tenants))
+    assert runtime.advance()
+    assert runtime.step(runtime.hold)
+    assert runtime.now == pytest.approx(pause_s)
+
+
+def test_a_promise_shorter_than_a_pause_allows_no_hold():
+    tenants = {"one": Tenant(slo={"ttft_s": 0.01, "tpot_s": 0.1})}
+    runtime = SimulatedRuntime(fleet({}))
+    runtime.reset(replace(episode([0.0], [10], [1]), tenants=tenants))
+    assert runtime.advance()
+    assert runtime.mask.tolist() == [True, False, True]
+
+
+def test_a_request_that_no_replica_may_take_is_not_held():
+    runtime = SimulatedRuntime(fleet({"kv_tokens": 20000}))
+    runtime.reset(episode([0.0], [30000], [10]))
+    assert runtime.advance()
+    assert runtime.mask.tolist() == [False, False, True]
+    assert runtime.reasons.tolist() == [Reason.CONTEXT, Reason.WAITED, Reason.ALLOWED]
+
+
+def test_arrivals_come_before_held_requests_that_are_due_then_which_keep_their_order():
+    requests = episode([0.0, 0.0, 0.25, 0.5], 10, 1, tenant=1)  # a pause is 0.25 s
+    runtime = SimulatedRuntime(fleet({}))
+    runtime.reset(requests)
+    assert runtime.advance()
+    seen = []
+    for action in (runtime.hold, runtime.hold, runtime.hold, runtime.hold, 0, 0, 0):
+        seen.append((runtime.now, int(runtime.view("cluster")["pending"][0]), int(runtime.rows[0, COLUMN["held"]])))
+        runtime.step(action)
+    assert seen == [(0, 0, 0), (0, 1, 1), (0.25, 2, 2), (0.25, 0, 2), (0.25, 1, 2), (0.5, 3, 2), (0.5, 0, 1)]
+
+
+def test_a_client_that_leaves_while_held_is_counted_when_its_request_is_due():
+    requests = episode([0.0, 0.0], 10, 1, tenant=1)
+    requests.table["cancel_s"] = [0.26, 0.0]
+    runtime = SimulatedRuntime(fleet({}))
+    runtime.reset(requests)
+    assert runtime.advance()
+    for action in (runtime.hold, 0, runtime.hold):
+        more = runtime.step(action)
+    assert not more
+    assert runtime.now == 0.5
+    assert runtime.ended.tolist() == [0]
+    assert runtime.outcomes().state.tolist() == [State.CANCELLED, State.DONE]
+    assert runtime.outcomes().attained.all()
+    assert not runtime.advance()
 
 
 def test_stepping_and_running_are_the_same():
@@ -124,18 +211,42 @@ def test_stepping_and_running_are_the_same():
     assert np.array_equal(ran.outcomes().e2e_s, stepped.outcomes().e2e_s, equal_nan=True)
 
 
-def test_a_restored_clone_repeats_the_future():
+@pytest.mark.parametrize("policy", [FASTEST, PATIENT], ids=lambda policy: policy.name)
+def test_a_restored_clone_repeats_the_future(policy):
     runtime = SimulatedRuntime(fleet({}, {}))
     runtime.reset(random_episode(np.random.default_rng(4), 100, 30.0))
     runtime.advance()
-    for _ in range(50):
-        runtime.step(0)
+    for k in range(50):
+        runtime.step(runtime.hold if k % 2 == 0 else 0)
+    assert runtime.view("cluster")["n_held"] > 1
     clone = runtime.clone()
-    runtime.run(FASTEST)
-    first = runtime.outcomes().e2e_s.copy()
+    runtime.run(policy)
+    first = runtime.records.copy()
     runtime.restore(clone)
-    runtime.run(FASTEST)
-    assert first.tobytes() == runtime.outcomes().e2e_s.tobytes()
+    runtime.run(policy)
+    assert first.tobytes() == runtime.records.tobytes()
+
+
+def test_all_decisions_are_recorded_however_many_they_are():
+    requests = episode(np.arange(200) * 0.02, 10, 5)
+    runtime = SimulatedRuntime(fleet({}))
+    runtime.reset(requests)
+    policy = CompiledPolicy("waits", "Holds as long as it may.", _wait)
+    actions = runtime.routes(policy)
+    assert len(actions) >= 20 * len(requests) > 2 * len(requests) + 1024
+    ran = runtime.records.copy()
+    runtime.reset(requests)
+    rows, again = runtime.record(policy)
+    assert (again == actions).all()
+    assert rows.shape[:2] == (len(actions), 3)
+    runtime.reset(requests)
+    assert len(runtime.record(policy, limit=7)[0]) == 7
+    runtime.reset(requests)
+    assert runtime.replay(actions) == len(actions)
+    assert runtime.records.tobytes() == ran.tobytes()
+    runtime.reset(requests)
+    runtime.replay_each(ran["replica"], ran["holds"])
+    assert runtime.records.tobytes() == ran.tobytes()
 
 
 def test_hidden_output_lengths_do_not_reach_the_observation():

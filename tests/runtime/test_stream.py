@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import FASTEST, episode, fleet
+from simulated import FASTEST, PATIENT, episode, fleet
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import RandomFaults
+from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.simulator.stream import play
@@ -40,14 +41,20 @@ def parts(requests: Requests, size: int) -> list[Requests]:
     return made
 
 
-@settings(deadline=None, max_examples=20, derandomize=True)
-@given(seed=st.integers(0, 1000), size=st.sampled_from([1, 7, 60, 1000]), kv=st.sampled_from([3000, 20000]))
-def test_parts_play_as_the_whole_does(seed: int, size: int, kv: int) -> None:
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([1, 7, 60, 1000]),
+    kv=st.sampled_from([3000, 20000]),
+    policy=st.sampled_from([FASTEST, PATIENT]),
+)
+def test_parts_play_as_the_whole_does(seed: int, size: int, kv: int, policy: CompiledPolicy) -> None:
     requests, runtime = trace(150, seed), SimulatedRuntime(fleet({"kv_tokens": kv}, {}))
     runtime.reset(requests)
-    runtime.run(FASTEST)
+    runtime.run(policy)
     whole = runtime.outcomes()
-    ended = list(play(SimulatedRuntime(runtime.fleet), FASTEST, parts(requests, size)))
+    assert runtime.records["holds"].any() == (policy is PATIENT)
+    ended = list(play(SimulatedRuntime(runtime.fleet), policy, parts(requests, size)))
     order = np.argsort(np.concatenate([e.table["arrival_s"] for e in ended]))
     for name in COLUMNS:
         joined = np.concatenate([getattr(e.outcomes, name) for e in ended])[order]

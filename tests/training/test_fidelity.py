@@ -31,13 +31,13 @@ def real(policy: str = "round-robin", seed: int = 0) -> tuple[Episode, np.ndarra
     requests = episode(np.sort(rng.uniform(0, 20, 200)), rng.integers(20, 2000, 200), rng.integers(1, 120, 200))
     runtime = SimulatedRuntime(TWO)
     runtime.reset(requests)
-    actions = runtime.routes(resolve(policy))
-    return runtime.episode, actions
+    runtime.run(resolve(policy))
+    return runtime.episode, runtime.records["holds"]
 
 
 def played(load: float = 1.0, policy: str = "round-robin", seed: int = 0) -> Played:
-    kept, actions = real(policy, seed)
-    return simulate(TWO, load, resolve(policy), kept, actions, 0)
+    kept, holds = real(policy, seed)
+    return simulate(TWO, load, resolve(policy), kept, holds, 0)
 
 
 def slower(one: Played, factor: float) -> Played:
@@ -45,8 +45,10 @@ def slower(one: Played, factor: float) -> Played:
     return one._replace(real=replace(one.real, outcomes=replace(one.real.outcomes, **columns)))
 
 
-def test_an_engine_like_the_simulator_gives_no_error() -> None:
-    for name, one in measures([played()], LIMITS).items():
+@pytest.mark.parametrize("policy", ["round-robin", "simulated:PATIENT"])
+def test_an_engine_like_the_simulator_gives_no_error(policy: str) -> None:
+    assert real(policy)[1].any() == (policy == "simulated:PATIENT")
+    for name, one in measures([played(policy=policy)], LIMITS).items():
         assert one.error == pytest.approx(0.0, abs=1e-9), name
         assert one.low == pytest.approx(0.0, abs=1e-9)
 
@@ -118,8 +120,8 @@ def test_profiles_are_given_for_all_groups_or_for_one() -> None:
 
 
 def test_the_policy_in_use_is_any() -> None:
-    kept, actions = real()
-    assert simulate(TWO, 1.0, FASTEST, kept, actions, 0).policy == "fastest"
+    kept, holds = real()
+    assert simulate(TWO, 1.0, FASTEST, kept, holds, 0).policy == "fastest"
 
 
 def test_arrivals_are_stretched_to_the_rate() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import secrets
 import threading
 from collections.abc import Coroutine
@@ -18,7 +19,6 @@ from typing import Any, TypeVar
 import aiohttp
 import numpy as np
 
-from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.observation import WIDTH, candidates_for
 from steersman.runtime.outcomes import USAGE, Episode, Outcomes, State
@@ -117,6 +117,11 @@ class LiveRuntime:
         """What became of every request so far."""
         return self._current.outcomes
 
+    @property
+    def holds(self) -> np.ndarray:
+        """How often each request was held so far, int32 (N,)."""
+        return self._current.holds
+
     def usage(self) -> np.ndarray:
         """USAGE (R,) over the arrival window so far, by the scheduler's own counts.
 
@@ -190,6 +195,7 @@ class _Episode:
             attained=np.zeros(n, np.bool_),
             cached_tokens=np.zeros(n, np.int32),
         )
+        self.holds = np.zeros(n, np.int32)
         self.reported: list[int] = []
         self._salt = secrets.token_hex(8)  # caches know nothing of the last episode's prompts
         self._usage = np.zeros(len(pool.replicas), USAGE)
@@ -209,8 +215,8 @@ class _Episode:
             index, ticket = due
             leaves_s = float(self.requests.table["cancel_s"][index])
             if ticket.holds and leaves_s and self.scheduler.now >= ticket.arrived_s + leaves_s:
-                self.scheduler.given_up(ticket)
-                self.outcomes.state[index], self.outcomes.attained[index] = State.CANCELLED, True
+                self.outcomes.state[index] = State.CANCELLED
+                self.outcomes.attained[index] = self.scheduler.given_up(ticket, leaves_s)
                 self._ended.append(index)
                 continue
             self.scheduler.resumed(ticket)
@@ -225,15 +231,16 @@ class _Episode:
 
     async def _next_due(self) -> tuple[int, Ticket] | None:
         """Wait until a request arrives, or a held one is due."""
-        arrival = float(self.requests.table["arrival_s"][self._next]) if self._next < len(self.requests) else None
-        if self._held and (arrival is None or self._held[0][0] < arrival):
-            due_s, index, ticket = heapq.heappop(self._held)
-            await asyncio.sleep(max(0.0, due_s - self.scheduler.now))
+        more = self._next < len(self.requests)
+        arrival_s = float(self.requests.table["arrival_s"][self._next]) if more else math.inf
+        if self._held and self._held[0][0] < arrival_s:
+            await asyncio.sleep(max(0.0, self._held[0][0] - self.scheduler.now))
             self._count_usage()
+            _, index, ticket = heapq.heappop(self._held)
             return index, ticket
-        if arrival is None:
+        if not more:
             return None
-        await asyncio.sleep(max(0.0, arrival - self.scheduler.now))
+        await asyncio.sleep(max(0.0, arrival_s - self.scheduler.now))
         index, q = self._next, self.requests.table[self._next]
         self._next += 1
         self._count_usage()
@@ -267,6 +274,7 @@ class _Episode:
             task.add_done_callback(self._tasks.discard)
         elif action == len(self.scheduler.mask) - 2 and self.scheduler.mask[action]:
             pause_s = self.scheduler.held(ticket)
+            self.holds[index] = ticket.holds
             heapq.heappush(self._held, (self.scheduler.now + pause_s, index, ticket))
         else:
             self.scheduler.shed(ticket)

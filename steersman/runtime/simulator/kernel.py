@@ -23,6 +23,7 @@ from steersman.runtime.simulator.faults import strike
 from steersman.runtime.simulator.state import CLUSTER, open_book, open_state, tree_of
 
 _SHED, _CANCELLED = int(RequestState.SHED), int(RequestState.CANCELLED)
+MOST_HOLDS = 32767  # that an outcome can count
 
 
 @inner(inline=True)
@@ -75,14 +76,14 @@ def _sooner(s, i, j):
 
 
 @inner
-def _hold(a, request):
+def _hold(a, request, gateway):
     """The pending request waits at its gateway for a pause."""
     s = open_state(a)
     c, row, i = s.cluster[0], s.requests[request], new_slot(s)
-    c.holds += 1
-    s.sequences[i].request, s.sequences[i].generated, s.outcomes[request].holds = request, c.holds, c.holds
-    s.sequences[i].queued = c.now + pause_s(s.tenants[row.tenant].ttft_slo_s)
-    open_book(a, gateway_of(c, request)).fleet[0].held += 1.0
+    q = s.sequences[i]
+    q.request, q.gateway, q.generated = request, gateway, c.holds + 1
+    q.queued = c.now + pause_s(s.tenants[row.tenant].ttft_slo_s)
+    open_book(a, gateway).fleet[0].held += 1.0
     k = c.n_held
     c.n_held += 1
     while k > 0 and _sooner(s, i, s.held[(k - 1) >> 1]):
@@ -106,11 +107,11 @@ def _release(a):
         s.held[k] = s.held[child]
         k, child = child, 2 * child + 1
     s.held[k] = i
-    request = np.int64(s.sequences[first].request)
-    c.holds = s.sequences[first].generated
+    q = s.sequences[first]
+    open_book(a, q.gateway).fleet[0].held -= 1.0
+    c.holds = q.generated
     free_slot(s, first)
-    open_book(a, gateway_of(c, request)).fleet[0].held -= 1.0
-    return request
+    return np.int64(q.request)
 
 
 @inner
@@ -121,10 +122,12 @@ def _given_up(a, request):
     if row.cancel_s <= 0.0 or row.arrival_s + row.cancel_s > c.now:
         return False
     o = s.outcomes[request]
-    o.state, o.attained = _CANCELLED, row.cancel_s <= s.tenants[row.tenant].ttft_slo_s
+    o.state, o.holds = _CANCELLED, min(c.holds, MOST_HOLDS)
+    o.attained = row.cancel_s <= s.tenants[row.tenant].ttft_slo_s
     bookkeeping.settle(open_book(a, gateway_of(c, request)), row.tenant, o.attained)
     s.ended[c.n_ended] = request
     c.n_ended += 1
+    c.pending = -1
     return True
 
 
@@ -132,8 +135,8 @@ def _given_up(a, request):
 def _advance(a):
     """Run until a request needs a decision. Returns whether there is one; False: every request has ended."""
     while _to_next(a):
-        s = open_state(a)
-        if s.cluster[0].retried != 2 or not _given_up(a, s.cluster[0].pending):
+        c = open_state(a).cluster[0]
+        if c.retried != 2 or not _given_up(a, c.pending):
             return True
     return False
 
@@ -243,13 +246,13 @@ def _apply(a, action):
         bookkeeping.dispatch(
             book, c.now, action, q.tenant, q.prompt_tokens, uncached, s.blocks, q.block_start, q.prompt_blocks, capacity
         )
-        s.outcomes[index].replica = action
+        s.outcomes[index].replica, s.outcomes[index].holds = action, min(c.holds, MOST_HOLDS)
         expected = min(book.tenant_views[q.tenant].output_tokens, float(q.max_tokens))
         enqueue(a, action, index, g, believed, expected)
     elif action == c.n_candidates - 2 and mask[action]:
-        _hold(a, index)
+        _hold(a, index, g)
     else:
-        s.outcomes[index].state = _SHED
+        s.outcomes[index].state, s.outcomes[index].holds = _SHED, min(c.holds, MOST_HOLDS)
         bookkeeping.settle(book, q.tenant, False)
         s.ended[0] = index
         c.n_ended = 1
@@ -329,6 +332,19 @@ def replay(a, actions):
 
 
 @njit
+def replay_each(a, routes, holds):
+    """Play an episode in which request i is held `holds[i]` times, then goes to `routes[i]`, or is shed if that is −1.
+
+    Both are int32 (N,).
+    """
+    c = open_state(a).cluster[0]
+    more = step(a, STAY, 0)
+    while more:
+        waits = c.holds < holds[c.pending]
+        more = step(a, c.n_candidates - 2 if waits else routes[c.pending], 0)
+
+
+@njit
 def replay_one(a, r, routes, holds):
     """Play replica `r` alone, with the requests that `routes`, int32 (N,), sends there; no other one runs on.
 
@@ -336,13 +352,14 @@ def replay_one(a, r, routes, holds):
     """
     s = open_state(a)
     c = s.cluster[0]
+    begun = c.decisions
     for k in range(c.n_replicas):
         if k != r:
             s.due[k] = np.inf
     more = step(a, STAY, 0)
     while more:
         action = -1
-        if routes[c.pending] == r and c.retried != 1:
+        if routes[c.pending] == r and (c.retried != 1 or c.decisions == begun):
             action = r if c.holds >= holds[c.pending] else c.n_candidates - 2
         more = step(a, action, 0)
 

@@ -56,8 +56,8 @@ class Rollouts:
     ) -> Rollout:
         """Play `action`, the baseline, the policy deciding from there on; then others, later requests going as in it.
 
-        Other arguments as in `full`. To hold is tried only as the baseline: what comes of it is up to the policy. Where a
-        replica crashes, what it loses does not come back in the replays.
+        Other arguments as in `full`. To hold is tried only as the baseline: what comes of it is up to the policy. Later
+        requests are held as often as in the baseline. Where a replica crashes, what it loses does not come back.
         """
         tried = self._begin(actions, future)
         tried = tried[(tried != self._runtime.hold) | (tried == action)]
@@ -122,6 +122,7 @@ class Rollouts:
     def _shed_outcome(self) -> np.ndarray:
         outcome = self._start.records[self._rows[self._decided]].copy()
         outcome["state"], outcome["replica"] = State.SHED, -1
+        outcome["holds"] = min(int(self._start.view("cluster")["holds"][0]), kernel.MOST_HOLDS)
         return outcome
 
     def _rollout(self, tried: np.ndarray, outcomes: list[np.ndarray]) -> Rollout:

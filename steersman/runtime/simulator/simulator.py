@@ -56,8 +56,8 @@ class SimulatedRuntime:
     """One simulated cluster.
 
     After `reset`, `advance()` runs to the first decision and fills `rows` (C, WIDTH), `mask` (C,) and `reasons` (C,);
-    `step(action)` carries it out and runs to the next: a replica's index, or one of the last two candidates, to hold or to shed. `run(policy)`
-    plays the rest of the episode in compiled code.
+    `step(action)` carries it out and runs to the next: a replica's index, or one of the last two candidates, to hold or
+    to shed. `run(policy)` plays the rest of the episode in compiled code.
 
     candidates: C, at least replicas + 2 (the default); more leaves room for padding.
     """
@@ -260,6 +260,14 @@ class SimulatedRuntime:
         Stops at the first decision beyond them.
         """
         return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
+
+    def replay_each(self, routes: np.ndarray, holds: np.ndarray) -> None:
+        """Play the rest of the episode with a replica, or −1 to shed, for each request (N,), held so often (N,) before.
+
+        Unlike in `replay`, the order in which they are decided does not matter.
+        """
+        arrays = (np.ascontiguousarray(array, np.int32) for array in (routes, holds))
+        kernel.replay_each(self.address, *arrays)
 
     def _play(
         self, policy: CompiledPolicy, seed: int, keep: int, actions: int, memory: np.ndarray | None = None

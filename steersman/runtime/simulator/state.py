@@ -55,7 +55,7 @@ ENGINE = np.dtype(
 SEQUENCE = np.dtype(
     [
         ("first_token", "f8"),  # time, or NaN
-        ("queued", "f8"),  # when it came to the replica; while held, when it is decided anew
+        ("queued", "f8"),  # when it came to the replica; of a held one, when it is decided anew
         ("cancel", "f8"),  # when its client leaves, or inf
         ("expected", "f8"),  # output tokens that its gateway expected
         ("base", "i8"),  # while decoding: computed tokens − the engine's counter
@@ -63,7 +63,7 @@ SEQUENCE = np.dtype(
         ("next", "i4"),  # in the waiting list or the free list
         ("target", "i4"),  # tokens to compute before it decodes: prompt, and on recomputation its output so far
         ("computed", "i4"),
-        ("generated", "i4"),  # output tokens; while decoding, as of when it began to; while held, how often it was
+        ("generated", "i4"),  # output tokens; while decoding, as of when it began to; of a held one, how often it was
         ("held", "i4"),  # prefix blocks of the cache that it references
         ("node", "i4"),  # the last of them, in the tree of the replica, or −1
         ("cached", "i4"),  # prompt tokens found in the cache at first admission, or −1
@@ -85,7 +85,7 @@ OUTCOME = np.dtype(
         ("cached_tokens", "i4"),
         ("state", "i1"),
         ("attained", "?"),
-        ("holds", "i2"),  # how often it was held at its gateway
+        ("holds", "i2"),  # how often it was held at its gateway; where a crash brought it back, since then
     ],
     align=True,
 )
@@ -122,7 +122,7 @@ CLUSTER = np.dtype(
         ("n_held", "i8"),  # sequences whose requests are held
         ("pending", "i8"),  # request awaiting a decision, or −1
         ("retried", "i8"),  # 1: it was on a replica before; 2: it was held last
-        ("holds", "i8"),  # how often it was held
+        ("holds", "i8"),  # how often it was held since it arrived, or came back from a replica
         ("observed", "i8"),  # 1: rows and mask are those of the pending request
         ("n_ended", "i8"),  # entries of the ended log since the last decision
         ("free_slot", "i8"),  # head of the list of free sequences
