@@ -13,6 +13,7 @@ from simulated import episode, fleet
 from steersman import cli
 from steersman.agents.policies import resolve
 from steersman.runtime.compiled import njit
+from steersman.runtime.errors import UserError
 from steersman.runtime.network import Architecture, compiled_policy, parameters
 from steersman.runtime.observation import COLUMN, FEATURES
 from steersman.runtime.policy import NEVER, SCORE, CompiledPolicy
@@ -219,8 +220,11 @@ class _Workload:
 
     tenants = busy().tenants
 
+    def __init__(self, count: int = 300) -> None:
+        self._count = count
+
     def sample(self, seed: int, **_: Any) -> Requests:
-        return busy(seed)
+        return busy(seed, self._count)
 
 
 def test_an_explanation_is_whole_in_all_its_forms() -> None:
@@ -237,6 +241,12 @@ def test_an_explanation_is_whole_in_all_its_forms() -> None:
         assert "because" in example.sentence
     assert "<img" in text
     assert "holds rather than" in text
+
+
+def test_an_episode_without_requests_is_refused() -> None:
+    options: Any = {"load": 0.01, "split": "train", "seed": 0, "episodes": 2, "examples": 2, "rolled": 2}
+    with pytest.raises(UserError, match=r"load 0\.01 brings an episode without requests"):
+        explain(FASTEST, EMPTIEST, _Workload(0), Arena(FLEET, 1), **options)  # type: ignore[arg-type]
 
 
 def test_the_command_says_which_file_name_it_cannot_draw(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from steersman.agents.policies import heuristics
 from steersman.runtime.draw import draw
+from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import finite
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.policy import CompiledPolicy
@@ -86,6 +87,9 @@ def explain(
     against: what to compare it with; by default the heuristic that is worth most on other, training episodes.
     episodes: for the attainment; the decisions of the first two are looked at. examples: of each kind.
     rolled: differing decisions of each kind that are played again.
+
+    Raises:
+        UserError: an episode has no requests, or `draw` refuses it.
     """
     fleet = arena.fleet
     if against is None:
@@ -95,6 +99,8 @@ def explain(
         against = known[int(arena.values(known, pool, SELECTION).argmax())]
     say(f"playing {policy.name} and {against.name} …")
     requests = [draw(workload, fleet, seed + i, load=load, split=split) for i in range(episodes)]
+    if not all(len(r) for r in requests[:WATCHED]):
+        raise UserError(f"load {load:g} brings an episode without requests; raise it")
     attained = attainments(arena.episodes(policy, requests, seed), arena.episodes(against, requests, seed))
     runtime, watched = SimulatedRuntime(fleet), requests[:WATCHED]
     situations = play(policy, against, runtime, watched, seed)
