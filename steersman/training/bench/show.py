@@ -56,6 +56,7 @@ def training_table(figures: dict[str, Any]) -> Table:
     """The figures of `training.bench` for a terminal."""
     title = f"{figures['machine']}; {figures['frames']:,} frames, {figures['episodes_ended']} episodes ended"
     table = _table(title, ("environment", "frames per CPU second"))
+    table.min_width = len(title)
     table.add_row("the simulator", f"{figures['frames_per_cpu_s']:,.0f}")
     table.add_row("one that costs nothing", f"{figures['free_env_frames_per_cpu_s']:,.0f}")
     table.add_row("ratio", f"{figures['ratio']:.2f}")
