@@ -169,6 +169,15 @@ def test_a_sentence_on_shedding_states_the_replicas_values() -> None:
     )
 
 
+def test_a_policy_that_looks_at_nothing_is_said_to() -> None:
+    turns = resolve("round-robin")
+    situations = play(turns, FASTEST, SimulatedRuntime(FLEET), [busy()], 0)
+    s = situations[1]
+    assert contributions(turns, s, s.action, s.runner_up, typical_row(situations)) == []
+    assert set(importance(turns, situations).values()) == {0.0}
+    assert sentence("sends to r1", [], True).startswith("sends to r1, for no feature")
+
+
 def test_ranks_are_no_amounts() -> None:
     assert [effect_text(e) for e in (1e7, -1e6, 0.25)] == ["decisive", "ruled out", "+0.25"]
 

@@ -125,7 +125,9 @@ def sentence(what: str, reasons: Sequence[Contribution], between_replicas: bool)
     reasons: sorted by size. between_replicas: both candidates are replicas, so that one has more of a feature than the
     other; hold and shed have no features, so that the value itself is the reason.
     """
-    least = WORTH_SAYING * abs(reasons[0].effect) if reasons else 0.0
+    if not reasons:
+        return f"{what}, for no feature: by turns, by lot or by the order of the candidates."
+    least = WORTH_SAYING * abs(reasons[0].effect)
     said = [c for c in reasons if abs(c.effect) >= least]
     pros = [_because(c, between_replicas) for c in said if c.effect > 0][:REASONS]
     cons = [_because(c, between_replicas) for c in said if c.effect < 0][:OBJECTIONS]

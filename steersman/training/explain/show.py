@@ -85,11 +85,13 @@ def _example(e: Example) -> Iterator[RenderableType]:
 
 
 def score_text(score: float) -> str:
-    text = f"{score:.3g}" if abs(score) >= 1e4 else f"{score:.4f}"
+    text = f"{score:.3g}" if abs(score) >= 1e4 else f"{round(score, 4) + 0.0:.4f}"
     return text.replace("-", "−")
 
 
-def _importance(found: Explanation) -> Table:
+def _importance(found: Explanation) -> RenderableType:
+    if not any(found.importance.values()):
+        return Text("At no feature: no decision changes when any one of them is hidden.")
     table = _table("feature", "decides otherwise without it", "its effect on the lead of the chosen replica")
     curves = {d.feature: d for d in found.dependence}
     for feature, share in list(found.importance.items())[: max(len(curves), 6)]:
@@ -108,7 +110,8 @@ def _importance(found: Explanation) -> Table:
 def _gains(found: Explanation) -> Table:
     table = _table("where it", "played again", "more requests in time, a decision", "of these, the request itself")
     for kind, gain in found.gains.items():
-        table.add_row(SAYS[kind], f"{gain.rolled}", _interval(gain.attained, 1, "+.2f"), f"{gain.own:+.2f}")
+        own = f"{gain.own + 0.0:+.2f}".replace("-", "−")
+        table.add_row(SAYS[kind], f"{gain.rolled}", _interval(gain.attained, 1, "+.2f"), own)
     return table
 
 
