@@ -133,6 +133,63 @@ def evaluate(
 
 
 @app.command()
+def explain(
+    policy: Annotated[str, typer.Option("--policy", help="A run folder, a bundle, or a heuristic.")],
+    workload: WorkloadOption = "default",
+    fleet: FleetOption = "default",
+    load: Annotated[float, typer.Option(help="Multiplies the workload's rate.", min=0.001)] = 1.0,
+    against: Annotated[
+        str | None, typer.Option(help="A policy to compare with; by default the best heuristic here.")
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Whole episodes for the attainment.", min=1)] = 8,
+    examples: Annotated[int, typer.Option(help="Decisions of each kind to show.", min=1)] = 4,
+    rolled: Annotated[int, typer.Option(help="Differing decisions of each kind to play again.", min=0)] = 60,
+    seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 6_000_000,
+    split: Annotated[Part, typer.Option(help="Part of a trace.")] = Part.HELD_OUT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page.", metavar="FILE")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the partial dependence as a picture.", metavar="PNG")] = None,
+    traces: Traces = None,
+) -> None:
+    """Say what a policy does and why, and what that gains over a heuristic."""
+    import json
+
+    from steersman.agents.policies import resolve
+    from steersman.runtime.configs import find_config
+    from steersman.runtime.fleet import load_fleet
+    from steersman.runtime.workload import load_workload
+    from steersman.training.explain.explain import as_json as plain
+    from steersman.training.explain.explain import explain as ask
+    from steersman.training.explain.show import rendered, write_figure, write_page
+    from steersman.training.objective import Arena
+
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot {plot}: the file's name must end in .png, .svg or .pdf")
+    with console.status("compiling …") if not as_json else nullcontext() as status:
+        found = ask(
+            resolve(policy),
+            None if against is None else resolve(against),
+            load_workload(find_config("workloads", workload), traces=traces),
+            Arena(load_fleet(find_config("fleets", fleet))),
+            load=load,
+            split=split.value,
+            seed=seed,
+            episodes=episodes,
+            examples=examples,
+            rolled=rolled,
+            say=status.update if status else lambda _: None,
+        )
+    if html is not None:
+        write_page(found, html)
+    if plot is not None:
+        write_figure(found, plot)
+    if as_json:
+        print(json.dumps(plain(found)))
+    else:
+        console.print(rendered(found), highlight=False)
+
+
+@app.command()
 def serve(
     fleet: Annotated[str, typer.Option("--fleet", help="A fleet's name or file, with backends.")] = "local",
     policy: Annotated[str, typer.Option("--policy", help="A run folder, a bundle, or a heuristic.")] = "jsed",
@@ -189,6 +246,47 @@ def simulator(
         console.print("without --traces DIR, no trace was played", highlight=False)
     for table in tables(figures):
         console.print(table, highlight=False)
+
+
+@bench.command()
+def decision(
+    policy: Annotated[
+        Path | None, typer.Option(help="A run folder or a bundle; by default random weights.", metavar="BUNDLE")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Decisions that are timed.", min=1)] = 5000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What one decision takes in the gateway, with 16 and 256 candidates."""
+    import json
+
+    from steersman.training.bench.decision import bench as measure
+    from steersman.training.bench.show import decision_table
+
+    with console.status("measuring …") if not as_json else nullcontext():
+        figures = measure(policy, rounds)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(decision_table(figures), highlight=False)
+
+
+@bench.command()
+def training(
+    rounds: Annotated[int, typer.Option(help="Rollouts and updates of either loop.", min=1)] = 30,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Frames per CPU second of MaskablePPO's loop, and what they would be if the environment cost nothing."""
+    import json
+
+    from steersman.training.bench.show import training_table
+    from steersman.training.bench.training import bench as measure
+
+    with console.status("measuring …") if not as_json else nullcontext():
+        figures = measure(rounds)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(training_table(figures), highlight=False)
 
 
 @app.command()

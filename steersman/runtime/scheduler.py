@@ -57,6 +57,15 @@ def _observe(
     return guard(replicas, prompt_tokens, max_tokens, model, regions, promise, waited_s, mask, reasons)
 
 
+@njit
+def _choose(scores: np.ndarray, mask: np.ndarray) -> int:
+    """`pick`, or −1 where the score of an allowed candidate is not finite."""
+    for c in range(len(scores)):
+        if mask[c] and not np.isfinite(scores[c]):
+            return -1
+    return int(pick(scores, mask))
+
+
 class Scheduler:
     """guard → policy → decision over a fleet, and the counts behind it.
 
@@ -178,9 +187,8 @@ class Scheduler:
             return -1, Fallback.ERROR
         if scores.shape != self.mask.shape:
             return -1, Fallback.SHAPE
-        if not np.isfinite(scores[self.mask]).all():
-            return -1, Fallback.NOT_FINITE
-        return int(pick(np.ascontiguousarray(scores), self.mask)), None
+        choice = _choose(np.ascontiguousarray(scores), self.mask)
+        return choice, None if choice >= 0 else Fallback.NOT_FINITE
 
     def _retry_after_s(self, ticket: Ticket) -> float:
         allowed = self.mask[: len(self.replicas)]

@@ -43,7 +43,7 @@ def refuse_other_formats(graph: bytes, where: str) -> None:
 class OnnxPolicy:
     """A `Policy` that scores with an ONNX graph on one CPU thread.
 
-    Not safe for calls from several threads at once: its buffers are reused.
+    Not safe for calls from several threads at once: the memory of its scores is reused.
     """
 
     def __init__(self, name: str, graph: bytes, where: str) -> None:
@@ -78,17 +78,19 @@ class OnnxPolicy:
         self._binding: Any = None
 
     def score(self, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Scores float64 (C,) of `rows` float32 (C, WIDTH). The mask is for the caller to apply."""
-        if len(rows) != len(self._rows):
-            self._bind(len(rows))
-        np.copyto(self._rows, rows)
+        """Scores float64 (C,) of `rows` float32 (C, WIDTH). The mask is for the caller to apply.
+
+        Cheapest with the same array, filled anew, at every call.
+        """
+        if rows is not self._rows:
+            self._bind(rows)
         self._session.run_with_iobinding(self._binding)
         return self._scores.astype(np.float64)
 
-    def _bind(self, candidates: int) -> None:
-        """Tie the graph to buffers of this many candidates: cheaper than handing over arrays at each call."""
-        self._rows = np.zeros((candidates, WIDTH), np.float32)
-        self._scores = np.zeros(candidates, np.float32)
+    def _bind(self, rows: np.ndarray) -> None:
+        """Tie the graph to the memory of `rows`: cheaper than handing over arrays at each call."""
+        self._rows = np.ascontiguousarray(rows, np.float32)
+        self._scores = np.zeros(len(rows), np.float32)
         self._binding = self._session.io_binding()
         self._binding.bind_cpu_input("rows", self._rows)
-        self._binding.bind_output("scores", "cpu", 0, np.float32, (candidates,), self._scores.ctypes.data)
+        self._binding.bind_output("scores", "cpu", 0, np.float32, self._scores.shape, self._scores.ctypes.data)

@@ -11,11 +11,14 @@ from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
 
 from steersman.agents.sb3 import MaskableScorerPolicy, ScorerPolicy
 from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
+from steersman.runtime.network import Architecture
 from steersman.training import tags
+from steersman.training.config import PpoConfig
 from steersman.training.job import SELECTION, Job
 from steersman.training.progress import Stage, stage
 
@@ -35,13 +38,33 @@ SHOWN = {
 EVALUATE_EVERY = 10  # rollouts
 
 
+def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architecture, seed: int) -> Any:
+    """An untrained model with the scorer as its policy; `algorithm`: a key of `KINDS`."""
+    kind, policy = KINDS[algorithm]
+    return kind(
+        policy,
+        env,
+        n_steps=config.rollout,
+        batch_size=config.batch,
+        n_epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip,
+        ent_coef=config.entropy,
+        target_kl=config.target_kl,
+        policy_kwargs={"architecture": architecture},
+        device="cpu",
+        seed=seed,
+    )
+
+
 def learn(job: Job, algorithm: str, start: np.ndarray) -> dict[str, Any]:
     """Train from the scorer weights `start`. Returns {"weights", "steps", "worth"}: of the best evaluation.
 
     Checkpoints after every evaluation, and goes on from one where it exists.
     """
     config, seed = job.config.ppo, job.config.seed
-    kind, policy = KINDS[algorithm]
     loads = [job.load * factor for factor in job.config.loads]
     env = SB3VecEnv(
         DispatchVectorEnv(
@@ -56,24 +79,9 @@ def learn(job: Job, algorithm: str, start: np.ndarray) -> dict[str, Any]:
     env.seed(seed)
     checkpoint = job.run.checkpoints / f"{algorithm}.zip"
     if checkpoint.exists():
-        model = kind.load(checkpoint, env=env, device="cpu")
+        model = KINDS[algorithm][0].load(checkpoint, env=env, device="cpu")
     else:
-        model = kind(
-            policy,
-            env,
-            n_steps=config.rollout,
-            batch_size=config.batch,
-            n_epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-            clip_range=config.clip,
-            ent_coef=config.entropy,
-            target_kl=config.target_kl,
-            policy_kwargs={"architecture": job.config.architecture},
-            device="cpu",
-            seed=seed,
-        )
+        model = make(algorithm, env, config, job.config.architecture, seed)
         model.policy.scorer.set_weights(start)
     model.set_logger(Logger(None, []))
     with stage(job.console, algorithm, config.steps) as shown:

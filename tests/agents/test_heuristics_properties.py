@@ -12,7 +12,7 @@ from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, FEATURES, 
 from steersman.runtime.policy import CompiledPolicy, Param, pick
 
 HEURISTICS = heuristics()
-DRAWS = {"random", "power-of-two", "round-robin"}  # their choice depends on the order of the candidates
+DRAWS = {"random", "power-of-two", "round-robin", "llmd-latency"}  # their choice depends on the order of the candidates
 HOLDS = {"push-hold-shed"}
 every = pytest.mark.parametrize("policy", HEURISTICS.values(), ids=HEURISTICS.keys())
 

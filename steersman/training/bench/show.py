@@ -35,6 +35,34 @@ def tables(figures: dict[str, Any]) -> list[Table]:
     return made
 
 
+def decision_table(figures: dict[str, Any]) -> Table:
+    """The figures of `decision.bench` for a terminal."""
+    sizes = list(figures["p50_us"])
+    columns = [f"{name}, {size} candidates" for size in sizes for name in ("P50 µs", "P99 µs")]
+    title = f"{figures['machine']}; {figures['policy']}, {figures['rounds']} decisions"
+    table = _table(title, ("what", *columns))
+    for text, prefix in (
+        ("the policy: scores through ONNX Runtime, and pick", ""),
+        ("the same with its compiled form", "compiled_"),
+        ("observation and guard", "observe_"),
+        ("all of a decision", "decide_"),
+    ):
+        cells = [f"{figures[prefix + name][size]:.1f}" for size in sizes for name in ("p50_us", "p99_us")]
+        table.add_row(text, *cells)
+    return table
+
+
+def training_table(figures: dict[str, Any]) -> Table:
+    """The figures of `training.bench` for a terminal."""
+    title = f"{figures['machine']}; {figures['frames']:,} frames, {figures['episodes_ended']} episodes ended"
+    table = _table(title, ("environment", "frames per CPU second"))
+    table.min_width = len(title)
+    table.add_row("the simulator", f"{figures['frames_per_cpu_s']:,.0f}")
+    table.add_row("one that costs nothing", f"{figures['free_env_frames_per_cpu_s']:,.0f}")
+    table.add_row("ratio", f"{figures['ratio']:.2f}")
+    return table
+
+
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for i, column in enumerate(columns):

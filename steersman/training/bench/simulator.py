@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import load_workload
+from steersman.training.bench.machine import machine
 from steersman.training.bench.stream import PROMISE, fleet_of, synthetic
 
 CLUSTERS, IN_FLIGHT = 64, 500
@@ -99,7 +99,7 @@ def bench(
     scaling = [_scaling(size, repeats) for size in SIZES]
     say(f"a trace of {stream:,} requests …")
     return {
-        "machine": _machine(),
+        "machine": machine(),
         "versions": {name: version(name) for name in ("steersman", "numba", "numpy")},
         "repeats": repeats,
         "scenarios": scenarios,
@@ -239,12 +239,3 @@ def _streamed(count: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "steersman.training.bench.stream", str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
-
-
-def _machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -1,0 +1,1 @@
+"""What a policy does and why, for people: `steersman explain`."""
