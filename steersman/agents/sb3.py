@@ -24,13 +24,18 @@ _IS_REPLICA, _IS_HOLD = COLUMN["is_replica"], COLUMN["is_hold"]
 
 
 class ScorerExtractor(BaseFeaturesExtractor):
-    """Observation (B, C · WIDTH) → (B, C + VALUE_WIDTH): a logit a candidate, then the critic's features."""
+    """Observation (B, C · WIDTH) → (B, C + VALUE_WIDTH): a logit a candidate, then the critic's features.
 
-    def __init__(self, observation_space: gym.Space, architecture: Architecture) -> None:
+    sharpness: what multiplies scores to make logits. A policy that draws its actions learns what suits a policy that
+    draws; the one that is exported takes the best score. The sharper, the less the two differ.
+    """
+
+    def __init__(self, observation_space: gym.Space, architecture: Architecture, sharpness: float) -> None:
         assert observation_space.shape is not None
         self.candidates = observation_space.shape[0] // WIDTH
         super().__init__(observation_space, self.candidates + VALUE_WIDTH)
         self.scorer = Scorer(architecture)
+        self.sharpness = sharpness
         self.embed = nn.Linear(WIDTH, VALUE_WIDTH)
         self.value = nn.Linear(VALUE_WIDTH, VALUE_WIDTH)
 
@@ -38,7 +43,7 @@ class ScorerExtractor(BaseFeaturesExtractor):
         observations = observations.reshape(*observations.shape[:-1], self.candidates, WIDTH)
         real = observations[..., _IS_REPLICA] + observations[..., _IS_HOLD] > 0
         real[..., -1] = True  # shed
-        logits = self.scorer(observations).masked_fill(~real, -1e8)
+        logits = (self.sharpness * self.scorer(observations)).masked_fill(~real, -1e8)
         embedded = torch.tanh(self.embed(self.scorer.normalise(observations)))
         weights = real.to(embedded.dtype).unsqueeze(-1)
         pooled = (embedded * weights).sum(-2) / weights.sum(-2)
@@ -72,10 +77,12 @@ class _ScorerMixin:
     optimizer_class: Any
     optimizer_kwargs: dict[str, Any]
 
-    def __init__(self, *args: Any, architecture: Architecture | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, architecture: Architecture | None = None, sharpness: float = 1.0, **kwargs: Any
+    ) -> None:
         kwargs.update(
             features_extractor_class=ScorerExtractor,
-            features_extractor_kwargs={"architecture": architecture or Architecture()},
+            features_extractor_kwargs={"architecture": architecture or Architecture(), "sharpness": sharpness},
             ortho_init=False,  # the scorer may come with weights
         )
         super().__init__(*args, **kwargs)

@@ -14,15 +14,18 @@ class SearchConfig(Model):
     """CMA-ES. One budget for all: the learned policy and each tuned heuristic play as many episodes."""
 
     population: int = Field(default=16, ge=4)
-    generations: int = Field(default=40, ge=1)
-    episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
-    pool: int = Field(default=48, ge=1, description="training episodes to draw from")
+    generations: int = Field(default=240, ge=1)
+    episodes: int = Field(default=3, ge=1, description="episodes that each candidate of a generation plays")
+    pool: int = Field(default=192, ge=1, description="training episodes to draw from")
     sigma: float = Field(default=0.15, gt=0)
 
 
 class ImitationConfig(Model):
-    """Behaviour cloning of the best heuristic: a warm start."""
+    """Behaviour cloning of a heuristic: a warm start."""
 
+    teacher: str = Field(
+        default="push-hold-shed", description="whom the scorer imitates; its tuned form where it is among `tune`"
+    )
     episodes: int = Field(default=9, ge=1)
     epochs: int = Field(default=12, ge=1)
     batch: int = Field(default=2048, ge=32)
@@ -32,17 +35,23 @@ class ImitationConfig(Model):
 class PpoConfig(Model):
     """PPO (Schulman et al., 2017) through Stable-Baselines3; large minibatches, one torch thread."""
 
-    steps: int = Field(default=250_000, ge=1)
-    envs: int = Field(default=32, ge=1)
-    rollout: int = Field(default=128, ge=8, description="steps of each environment between updates")
+    start: Literal["best", "imitation", "scratch"] = Field(
+        default="best", description="the weights it starts from: of the best learned so far, or the cloned ones, or random"
+    )
+    steps: int = Field(default=300_000, ge=1)
+    envs: int = Field(default=16, ge=1)
+    rollout: int = Field(default=512, ge=8, description="steps of each environment between updates")
     batch: int = Field(default=2048, ge=32)
     epochs: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    gamma: float = Field(default=0.99, gt=0, le=1)
-    gae_lambda: float = Field(default=0.9, ge=0, le=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    gamma: float = Field(default=0.998, gt=0, le=1, description="a decision; 500 of them are some 10 s")
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     clip: float = Field(default=0.1, gt=0)
     entropy: float = Field(default=0.0, ge=0)
     target_kl: float | None = 0.02
+    sharpness: float = Field(
+        default=10.0, gt=0, description="what multiplies scores to make logits: high, and it hardly draws at random"
+    )
 
 
 class TrainingConfig(Model):
@@ -61,9 +70,11 @@ class TrainingConfig(Model):
         description="relative to the capacity of the best heuristic as shipped",
     )
     algorithms: list[Literal["cma-es", "ppo", "maskable-ppo"]] = Field(default=["cma-es", "maskable-ppo"], min_length=1)
-    reward: str = Field(default="slo", description="what PPO maximises: a module of steersman.envs.rewards")
+    reward: str = Field(default="missed", description="what PPO maximises: a module of steersman.envs.rewards")
     architecture: Architecture = Architecture()
-    tune: list[str] = Field(default=["push-shed"], description="heuristics to tune, each with the search budget")
+    tune: list[str] = Field(
+        default=["push-shed", "push-hold-shed"], description="heuristics to tune, each with the search budget"
+    )
     compare: list[str] = Field(default=[], description="heuristics to compare with; default: all")
     search: SearchConfig = SearchConfig()
     imitation: ImitationConfig = ImitationConfig()

@@ -53,14 +53,14 @@ def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architect
         clip_range=config.clip,
         ent_coef=config.entropy,
         target_kl=config.target_kl,
-        policy_kwargs={"architecture": architecture},
+        policy_kwargs={"architecture": architecture, "sharpness": config.sharpness},
         device="cpu",
         seed=seed,
     )
 
 
-def learn(job: Job, algorithm: str, start: np.ndarray) -> dict[str, Any]:
-    """Train from the scorer weights `start`. Returns {"weights", "steps", "worth"}: of the best evaluation.
+def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
+    """Train from the scorer weights `start`, or from random ones. Returns {"weights", "steps", "worth"}: of the best evaluation.
 
     Checkpoints after every evaluation, and goes on from one where it exists.
     """
@@ -82,11 +82,12 @@ def learn(job: Job, algorithm: str, start: np.ndarray) -> dict[str, Any]:
         model = KINDS[algorithm][0].load(checkpoint, env=env, device="cpu")
     else:
         model = make(algorithm, env, config, job.config.architecture, seed)
-        model.policy.scorer.set_weights(start)
+        if start is not None:
+            model.policy.scorer.set_weights(start)
     model.set_logger(Logger(None, []))
     with stage(job.console, algorithm, config.steps) as shown:
         callback = _Callback(job, shown, algorithm, checkpoint)
-        callback.consider(start)
+        callback.consider(model.policy.scorer.get_weights() if start is None else start)
         left = config.steps - model.num_timesteps
         if left > 0:
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)

@@ -71,8 +71,10 @@ def _train(job: Job, command: str) -> Result:
     dashboard.reference(compare([best], job.validation, arena, VALIDATION).summaries[0], float(values.max()))
     console.print(f"best heuristic on validation: [bold]{best.name}[/], worth {values.max():.4f}", highlight=False)
 
-    # 2. The scorer imitates it …
-    cloned = run.once("imitation", lambda: imitate_policy(job, best))
+    # 2. The scorer imitates one that uses all that it may do: send, hold, shed …
+    teacher = config.imitation.teacher
+    teacher_policy = known.get(f"{teacher}-tuned") or resolve(teacher)
+    cloned = run.once("imitation", lambda: imitate_policy(job, teacher_policy))
     start = np.array(cloned["weights"])
     candidates = {"imitation": start}
 
@@ -84,7 +86,9 @@ def _train(job: Job, command: str) -> Result:
             found = run.once(algorithm, lambda: search_scorer(job, start, pool))
         else:
             dashboard.phase(algorithm, config.ppo.steps)
-            found = run.once(algorithm, lambda algorithm=algorithm: ppo.learn(job, algorithm, start))  # type: ignore[misc]
+            best_so_far = list(candidates.values())[-1]
+            first = {"best": best_so_far, "imitation": start, "scratch": None}[config.ppo.start]
+            found = run.once(algorithm, lambda algorithm=algorithm, first=first: ppo.learn(job, algorithm, first))  # type: ignore[misc]
         candidates[algorithm] = np.array(found["weights"])
     dashboard.phase("")
 
