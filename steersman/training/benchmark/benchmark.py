@@ -1,0 +1,110 @@
+"""The benchmark, top to bottom: tune and learn, play held-out episodes, compute the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from steersman.training.benchmark.capacity import margins
+from steersman.training.benchmark.ceiling import ceiling_tokens_per_s
+from steersman.training.benchmark.contenders import Contender, given, prepared, shipped, sized
+from steersman.training.benchmark.counts import Load, curve
+from steersman.training.benchmark.figures import Figures, Sample, best_capacity, figures
+from steersman.training.benchmark.folder import Folder
+from steersman.training.benchmark.play import play
+from steersman.training.benchmark.scenario import Scenario, Setting
+from steersman.training.config import TrainingConfig
+from steersman.training.objective import Arena
+from steersman.training.progress import stage
+from steersman.training.run import Run
+
+PAST = 0.04  # of attainment: a policy so far below what the capacity demands will not come back at more load
+
+
+def benchmark(folder: Folder, console: Console) -> list[Figures]:
+    """Run, or go on with, what the folder's plan says.
+
+    Raises:
+        UserError: the fleet of a scenario carries its workload at no load, or a file is damaged.
+    """
+    torch.set_num_threads(1)
+    for sentence in folder.plan.skipped:
+        console.print(sentence, highlight=False)
+    searched: dict[str, list[Contender]] = {}
+    found = []
+    for scenario in folder.plan.scenarios:
+        base = _named(folder, scenario.trained_on or scenario.name)
+        if base.name not in searched:
+            searched[base.name] = prepared(base, folder, console)
+        contenders = [*shipped(), *searched[base.name]]
+        contenders += given(folder.plan.policies, [c.name for c in contenders])
+        found.append(figures(sample(scenario, folder, contenders, console), contenders))
+    return found
+
+
+def sample(scenario: Scenario, folder: Folder, contenders: Sequence[Contender], console: Console) -> Sample:
+    """Play the held-out episodes of a scenario."""
+    budget = folder.plan.budget
+    anchor = sized(scenario, folder, console)
+    setting = Setting.load(folder.copied(scenario), folder.traces)
+    run = Run(folder.path / scenario.name, TrainingConfig(description=scenario.description))
+    seeds = range(budget.first_seed, budget.first_seed + budget.seeds)
+    factors = sorted({*budget.goodput_loads, scenario.headline})
+    arena = Arena(setting.fleet)
+    try:
+        with stage(console, f"playing {scenario.name}", len(budget.loads) + len(factors)) as shown:
+            loads: list[Load] = []
+            alive = list(contenders)
+            for done, factor in enumerate(budget.loads, 1):
+                if alive:
+                    loads.append(_once(run, f"load-{factor:g}", setting, arena, alive, anchor * factor, seeds))
+                    alive = [c for c in alive if not _past(loads, c)]
+                rate = f"{anchor * factor * setting.workload.offered_rps:.1f} req/s"
+                shown.advance(done, f"{rate}, {len(alive)} of {len(contenders)} policies go on")
+            reference = best_capacity(loads, contenders) or anchor
+            goodput = {}
+            for done, factor in enumerate(factors, len(budget.loads) + 1):
+                load = reference * factor
+                goodput[factor] = _once(run, f"goodput-{factor:g}", setting, arena, contenders, load, seeds)
+                shown.advance(done, f"{factor:g} times the best heuristic's capacity")
+    finally:
+        arena.close()
+    return Sample(
+        scenario,
+        list(setting.workload.tenants),
+        setting.workload.offered_rps,
+        setting.fleet.price_per_hour,
+        ceiling_tokens_per_s(setting.fleet),
+        loads,
+        goodput,
+    )
+
+
+def _once(
+    run: Run,
+    part: str,
+    setting: Setting,
+    arena: Arena,
+    contenders: Sequence[Contender],
+    load: float,
+    seeds: Sequence[int],
+) -> Load:
+    """One load, played at most once for the folder."""
+    members = [member for c in contenders for member in c.members]
+    stored: dict[str, Any] = run.once(part, lambda: play(setting, arena, members, load, seeds).as_json())
+    return Load.of_json(stored)
+
+
+def _past(loads: Sequence[Load], contender: Contender) -> bool:
+    """Whether all of its members are beyond their capacity: clearly at this load, or at the last two."""
+    ones = np.ones((1, len(loads[0].arrived)))
+    ends = [margins(curve(loads, member.name), ones)[0, -2:] for member in contender.members]
+    return all(end[-1] < -PAST or (len(end) == 2 and (end < 0).all()) for end in ends)
+
+
+def _named(folder: Folder, name: str) -> Scenario:
+    return next(s for s in [*folder.plan.scenarios, *folder.plan.bases] if s.name == name)

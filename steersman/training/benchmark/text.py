@@ -1,0 +1,60 @@
+"""How the benchmark's numbers read, in every report."""
+
+from __future__ import annotations
+
+from steersman.training.benchmark.capacity import Interval
+from steersman.training.benchmark.figures import Figures, Measured, Pair
+
+EVEN = "no difference beyond doubt"
+
+
+def number(value: float) -> str:
+    """Three digits or so."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def spread(interval: Interval) -> str:
+    return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
+
+
+def capacity(found: Figures, policy: Measured) -> str:
+    """Requests per second with their interval; what lies outside the rates played is said to."""
+    value = policy.capacity_rps.value
+    if value == 0 and policy.capacity_rps.high == 0:
+        return f"< {number(found.lowest_rps)}"
+    mark = "≥ " if value >= found.highest_rps[policy.name] else ""
+    return mark + spread(policy.capacity_rps)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def change(interval: Interval) -> str:
+    """A ratio as a change in percent."""
+    parts = [f"{100 * (value - 1):+.1f}" for value in interval]
+    return f"{parts[0]} % [{parts[1]}, {parts[2]}]"
+
+
+def clear(interval: Interval, even: float = 1.0) -> int:
+    """1: above `even` beyond doubt; −1: below; 0: neither."""
+    return 1 if interval.low > even else -1 if interval.high < even else 0
+
+
+def verdict(pair: Pair) -> str:
+    """A paired comparison in one sentence."""
+    of = pair.capacity
+    if of.value == float("inf"):
+        return f"{pair.policy} has a capacity, {pair.against} has none."
+    words = {1: "carries more than", -1: "carries less than", 0: f"{EVEN} from"}[clear(of)]
+    sentence = f"{pair.policy}: {words} {pair.against}, capacity {change(of)}"
+    worst = clear(pair.worst, 0.0)
+    if worst < 0:
+        sentence += f"; its worst tenant is {100 * -pair.worst.value:.1f} points worse off"
+    return sentence + "."
+
+
+def capacities_differ(found: Figures) -> str:
+    """What the scenario shows of its policies' light-load parity: how many meet the SLOs at the headline load."""
+    rivals = [p for p in found.policies if p.worst[1] >= 0.99]
+    return f"{len(rivals)} of {len(found.policies)} policies meet 99 % of every tenant's SLOs at the headline load"
