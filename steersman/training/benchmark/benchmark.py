@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from steersman.training.benchmark.capacity import margins
+from steersman.training.benchmark.capacity import margins, resampled
 from steersman.training.benchmark.ceiling import ceiling_tokens_per_s
 from steersman.training.benchmark.contenders import Contender, given, prepared, shipped, sized
 from steersman.training.benchmark.counts import Load, curve
-from steersman.training.benchmark.figures import Figures, Sample, best_capacity, figures
+from steersman.training.benchmark.figures import Figures, Sample, best_capacity, figures, seed_of
 from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.play import play
 from steersman.training.benchmark.scenario import Scenario, Setting
@@ -22,7 +22,7 @@ from steersman.training.objective import Arena
 from steersman.training.progress import stage
 from steersman.training.run import Run
 
-PAST = 0.04  # of attainment: a policy so far below what the capacity demands will not come back at more load
+SURE = 0.99  # share of the resamples
 
 
 def benchmark(folder: Folder, console: Console) -> list[Figures]:
@@ -54,6 +54,7 @@ def sample(scenario: Scenario, folder: Folder, contenders: Sequence[Contender], 
     run = Run(folder.path / scenario.name, TrainingConfig(description=scenario.description))
     seeds = range(budget.first_seed, budget.first_seed + budget.seeds)
     factors = sorted({*budget.goodput_loads, scenario.headline})
+    weights = resampled(budget.seeds, seed_of(scenario))
     arena = Arena(setting.fleet)
     try:
         with stage(console, f"playing {scenario.name}", len(budget.loads) + len(factors)) as shown:
@@ -62,7 +63,7 @@ def sample(scenario: Scenario, folder: Folder, contenders: Sequence[Contender], 
             for done, factor in enumerate(budget.loads, 1):
                 if alive:
                     loads.append(_once(run, f"load-{factor:g}", setting, arena, alive, anchor * factor, seeds))
-                    alive = [c for c in alive if not _past(loads, c)]
+                    alive = [c for c in alive if not _past(loads, c, weights)]
                 rate = f"{anchor * factor * setting.workload.offered_rps:.1f} req/s"
                 shown.advance(done, f"{rate}, {len(alive)} of {len(contenders)} policies go on")
             reference = best_capacity(loads, contenders) or anchor
@@ -99,11 +100,10 @@ def _once(
     return Load.of_json(stored)
 
 
-def _past(loads: Sequence[Load], contender: Contender) -> bool:
-    """Whether all of its members are beyond their capacity: clearly at this load, or at the last two."""
-    ones = np.ones((1, len(loads[0].arrived)))
-    ends = [margins(curve(loads, member.name), ones)[0, -2:] for member in contender.members]
-    return all(end[-1] < -PAST or (len(end) == 2 and (end < 0).all()) for end in ends)
+def _past(loads: Sequence[Load], contender: Contender, weights: np.ndarray) -> bool:
+    """Whether all of its members are beyond their capacity, in nearly all resamples too: intervals need both ends."""
+    below = [(margins(curve(loads, member.name), weights) < 0).any(axis=1) for member in contender.members]
+    return all(float(member.mean()) >= SURE and bool(member[0]) for member in below)
 
 
 def _named(folder: Folder, name: str) -> Scenario:

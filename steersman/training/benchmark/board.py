@@ -62,7 +62,8 @@ def _totals(writer: SummaryWriter, found: Figures, policy: Measured) -> None:
         "evaluations": policy.evaluations,
     }
     protocol: Any = summary
+    files: Any = writer.file_writer
     for message in protocol.hparams(described, values):
-        writer.file_writer.add_summary(message)
+        files.add_summary(message)
     for tag, value in values.items():
         writer.add_scalar(tag, value, 0)

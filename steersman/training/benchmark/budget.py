@@ -51,7 +51,6 @@ QUICK = Budget(
     episodes=4,
     pool=24,
     imitation_episodes=6,
-    imitation_epochs=6,
     validation_episodes=6,
     seeds=6,
     loads=(0.2, 0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0, 2.4, 2.8),

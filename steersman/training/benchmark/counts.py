@@ -30,8 +30,8 @@ class Cell(NamedTuple):
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Cell:
-        arrays = (np.array(data[name], float) for name in cls._fields[:4])
-        return cls(*arrays, {k: (v[0], v[1]) for k, v in data["latency"].items()})
+        attained, served, shed, computed = (np.array(data[name], float) for name in cls._fields[:4])
+        return cls(attained, served, shed, computed, {k: (v[0], v[1]) for k, v in data["latency"].items()})
 
 
 class Load(NamedTuple):

@@ -12,6 +12,7 @@ from steersman.training.config import ImitationConfig, SearchConfig, TrainingCon
 from steersman.training.job import TRAINING, VALIDATION, Job
 from steersman.training.stages import imitate_policy, search_scorer
 
+BATCH = 256  # decisions: the episodes are short, and with large batches there would be few steps
 SEEDS_APART = 10_000  # first seeds of the training episodes of two training seeds
 
 
@@ -28,7 +29,9 @@ def training_config(budget: Budget, workload: str, fleet: str, episode_s: float 
         seed=seed,
         episode_s=episode_s,
         search=SearchConfig(population=budget.population, generations=own, episodes=budget.episodes, pool=budget.pool),
-        imitation=ImitationConfig(episodes=budget.imitation_episodes, epochs=budget.imitation_epochs),
+        imitation=ImitationConfig(
+            episodes=budget.imitation_episodes, epochs=budget.imitation_epochs, batch=BATCH
+        ),
         validation_episodes=budget.validation_episodes,
     )
 

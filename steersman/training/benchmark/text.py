@@ -20,8 +20,9 @@ def spread(interval: Interval) -> str:
 def capacity(found: Figures, policy: Measured) -> str:
     """Requests per second with their interval; what lies outside the rates played is said to."""
     value = policy.capacity_rps.value
-    if value == 0 and policy.capacity_rps.high == 0:
-        return f"< {number(found.lowest_rps)}"
+    if value == 0:
+        high = policy.capacity_rps.high
+        return f"< {number(found.lowest_rps)}" + (f" [–, {number(high)}]" if high else "")
     mark = "≥ " if value >= found.highest_rps[policy.name] else ""
     return mark + spread(policy.capacity_rps)
 
