@@ -102,7 +102,7 @@ def _once(
 
 def _past(loads: Sequence[Load], contender: Contender, weights: np.ndarray) -> bool:
     """Whether all of its members are beyond their capacity, in nearly all resamples too: intervals need both ends."""
-    below = [(margins(curve(loads, member.name), weights) < 0).any(axis=1) for member in contender.members]
+    below = [np.any(margins(curve(loads, member.name), weights) < 0, axis=1) for member in contender.members]
     return all(float(member.mean()) >= SURE and bool(member[0]) for member in below)
 
 

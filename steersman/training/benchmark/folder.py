@@ -76,7 +76,7 @@ class Folder:
         file = path / "benchmark.json"
         if not file.is_file():
             raise UserError(
-                f"{path}: not a folder of results (it has no benchmark.json); name one that `steersman benchmark` printed"
+                f"{path}: not a folder of results (it has no benchmark.json); name one that the benchmark printed"
             )
         try:
             data = json.loads(file.read_text(encoding="utf-8"))

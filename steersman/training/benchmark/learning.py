@@ -29,9 +29,7 @@ def training_config(budget: Budget, workload: str, fleet: str, episode_s: float 
         seed=seed,
         episode_s=episode_s,
         search=SearchConfig(population=budget.population, generations=own, episodes=budget.episodes, pool=budget.pool),
-        imitation=ImitationConfig(
-            episodes=budget.imitation_episodes, epochs=budget.imitation_epochs, batch=BATCH
-        ),
+        imitation=ImitationConfig(episodes=budget.imitation_episodes, epochs=budget.imitation_epochs, batch=BATCH),
         validation_episodes=budget.validation_episodes,
     )
 

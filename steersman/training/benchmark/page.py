@@ -10,40 +10,50 @@ from steersman.training.benchmark import charts
 from steersman.training.benchmark.figures import Figures, Measured
 from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.tables import columns
-from steersman.training.benchmark.text import capacity, change, clear, number, percent, verdict
+from steersman.training.benchmark.text import capacity, change, clear, number, parity, percent, verdict
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: #1f2937; background: #f8fafc; margin: 0; }
+body {
+  font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
+  color: #1f2937; background: #f8fafc; margin: 0;
+}
 main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 0 0 4px; } h3 { font-size: 15px; margin: 18px 0 2px; }
+h1 { font-size: 26px; margin: 0 0 4px; }
+h2 { font-size: 20px; margin: 0 0 4px; }
+h3 { font-size: 15px; margin: 18px 0 2px; }
 section { background: #fff; border: 1px solid #e5e7eb; border-radius: 10px; padding: 20px 22px; margin: 18px 0; }
-p { margin: 4px 0 8px; } .quiet { color: #6b7280; font-size: 13px; }
-ul { margin: 4px 0; padding-left: 20px; } li { margin: 2px 0; }
-.pair { display: flex; flex-wrap: wrap; gap: 12px 20px; align-items: flex-start; } .pair > div { flex: 1 1 520px; min-width: 0; }
+p { margin: 4px 0 8px; }
+ul { margin: 4px 0; padding-left: 20px; }
+.quiet { color: #6b7280; font-size: 13px; }
+.charts { display: flex; flex-wrap: wrap; gap: 12px 20px; align-items: flex-start; }
+.charts > div { flex: 1 1 480px; min-width: 0; }
 svg { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 12.5px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { text-align: right; vertical-align: bottom; border-bottom: 2px solid #d1d5db; padding: 3px 8px; font-weight: 600; white-space: pre-line; }
-td { text-align: right; padding: 2px 8px; border-bottom: 1px solid #f1f5f9; }
+table { border-collapse: collapse; font-size: 11.5px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { text-align: right; vertical-align: bottom; border-bottom: 2px solid #d1d5db; padding: 3px 5px; white-space: pre; }
+td { text-align: right; padding: 2px 5px; border-bottom: 1px solid #f1f5f9; }
 th:first-child, td:first-child { text-align: left; }
 .trained td:first-child, .given td:first-child, .marked td:first-child { font-weight: 700; }
 .dot { display: inline-block; width: 9px; height: 9px; border-radius: 5px; margin-right: 6px; }
-.up { color: #0f766e; font-weight: 600; } .down { color: #b91c1c; font-weight: 600; }
-pre { background: #0f172a; color: #e2e8f0; border-radius: 8px; padding: 12px 14px; overflow-x: auto; font-size: 13px; white-space: pre-wrap; }
+.up { color: #0f766e; font-weight: 600; }
+.down { color: #b91c1c; font-weight: 600; }
+pre {
+  background: #0f172a; color: #e2e8f0; border-radius: 8px; padding: 12px 14px; font-size: 13px; white-space: pre-wrap;
+}
 """
 
 METHOD = """
-<p><b>SLO capacity</b>: the highest offered rate at which 95 % of all requests and 90 % of each tenant's get their first
-token and their rate of tokens in time; first crossing on a grid of loads, linear in between. Shed and failed requests
-count as missed. Ratios are paired: all policies play the same episodes. Intervals are 95 % bootstrap intervals over
-held-out episodes and, for the learned policy, training seeds, whose figures are means over seeds.</p>
-<p><b>Tuning</b>: every heuristic with parameters is tuned on training episodes with the same budget that a learned policy
-has, the half that its teacher had included. The teacher is the best heuristic at half of the budget. The strongest tuned
+<p><b>SLO capacity</b>: the highest offered rate at which 95 % of all requests and 90 % of each tenant's get their
+first token and their rate of tokens in time; first crossing on a grid of loads, linear in between. Shed and failed
+requests count as missed. Ratios are paired: all policies play the same episodes. Intervals are 95 % bootstrap
+intervals over held-out episodes and, for the learned policy, training seeds; its figures are means over them.</p>
+<p><b>Tuning</b>: every heuristic with parameters is tuned on training episodes with the budget that a learned policy
+has, its teacher's part included. The teacher is the best heuristic at half of the budget. The strongest tuned
 heuristic and the best as shipped are chosen by the capacities measured here, which favours the heuristics.</p>
-<p><b>Columns</b>: goodput at loads relative to the best heuristic's capacity; the rest at the scenario's headline load.
-Latencies are of completed requests, P50 / P99. Jain: fairness index of tokens served over tokens asked for, an output
-token counting double. tok: tokens computed over what the fleet's cost model allows at most.</p>
+<p><b>Columns</b>: goodput at loads relative to the best heuristic's capacity; the rest at the scenario's headline
+load. Latencies are of completed requests, P50 / P99. Jain: fairness index of tokens served over tokens asked for, an
+output token counting double. tok: tokens computed over what the fleet's cost model allows at most.</p>
 """
 
 
@@ -53,8 +63,7 @@ def page(folder: Folder, all_found: Sequence[Figures]) -> str:
     body = [
         "<h1>Steersman benchmark</h1>",
         f"<p class=quiet>steersman {escape(steersman.__version__)} · {budget.seeds} held-out episodes at each load · "
-        f"{budget.training_seeds} training seeds · at most {budget.evaluations:,} simulated episodes a search · simulated "
-        "fleets</p>",
+        f"{budget.training_seeds} training seeds · at most {budget.evaluations:,} simulated episodes a search</p>",
         _overview(all_found),
         *(_scenario(found) for found in all_found),
         _section("Budgets", _budgets(all_found)),
@@ -75,7 +84,7 @@ def _overview(all_found: Sequence[Figures]) -> str:
             form = found.measured(pair.policy).form
             if pair.against == found.best_tuned and form in ("trained", "given"):
                 mark = {1: "up", -1: "down", 0: ""}[clear(pair.capacity)]
-                text = f"<span class='{mark}'>{escape(verdict(pair))}</span>"
+                text = f"<span class='{mark}'>{escape(verdict(found, pair))}</span>"
                 sentences.append(f"<li><b>{escape(found.scenario.name)}</b>: {text}</li>")
     chart = ""
     if any(found.measured(pair.policy).form == "trained" for found in all_found for pair in found.pairs):
@@ -84,64 +93,48 @@ def _overview(all_found: Sequence[Figures]) -> str:
 
 
 def _summary(all_found: Sequence[Figures]) -> str:
-    header = [
-        "scenario",
-        "best as shipped",
-        "req/s",
-        "strongest tuned",
-        "req/s",
-        "learned\nreq/s",
-        "worst tenant,\nlearned",
-        "worst tenant,\ntuned",
-    ]
+    header = ["scenario", "best as shipped", "req/s", "strongest tuned", "req/s", "learned, req/s"]
+    header += ["worst tenant,\nlearned", "worst tenant,\ntuned"]
     rows = []
     for found in all_found:
         default, tuned = found.measured(found.best_default), found.measured(found.best_tuned)
         learned = next((p for p in found.policies if p.form == "trained"), None)
-        rows.append(
-            (
-                "",
-                [
-                    escape(found.scenario.name),
-                    escape(default.name),
-                    escape(capacity(found, default)),
-                    escape(tuned.name),
-                    escape(capacity(found, tuned)),
-                    escape(capacity(found, learned)) if learned else "–",
-                    _worst(learned) if learned else "–",
-                    _worst(tuned),
-                ],
-            )
-        )
+        cells = [found.scenario.name, default.name, capacity(found, default), tuned.name, capacity(found, tuned)]
+        cells = [escape(cell) for cell in [*cells, capacity(found, learned) if learned else "–"]]
+        rows.append(("", [*cells, _worst(learned) if learned else "–", _worst(tuned)]))
     return "<h3>Capacity, and the worst tenant's attainment (%) at the headline load</h3>" + _table(header, rows)
 
 
 def _scenario(found: Figures) -> str:
-    headline = found.scenario.headline
-    salt = found.scenario.name
-    pairs = [
-        (
-            "",
-            [escape(p.policy), escape(p.against), change(p.capacity)]
-            + [change(v) for factor, v in p.goodput.items() if factor >= 1]
-            + ["{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * v for v in p.worst))],
-        )
-        for p in found.pairs
-    ]
-    factors = [f"goodput\n{factor:g}x" for factor in found.policies[0].goodput_rps if factor >= 1]
-    body = (
-        f"<p>{escape(found.scenario.description)}</p><p class=quiet>Load 1 is {number(found.reference_rps)} req/s, the best "
-        f"heuristic's capacity. Headline load: {headline:g}, {number(headline * found.reference_rps)} req/s.</p>"
-        "<div class=pair>"
-        f"<div><h3>Goodput over load</h3>{charts.svg(charts.goodput_chart(found), salt + 'goodput')}</div>"
-        f"<div><h3>SLO capacity, with 95 % intervals</h3>{charts.svg(charts.capacity_chart(found), salt + 'capacity')}</div>"
-        f"<div><h3>SLOs met by tenant at the headline load, %</h3>{charts.svg(charts.tenants_chart(found), salt + 'tenants')}</div>"
-        "<div><h3>Paired, on the same episodes</h3>"
-        + _table(["policy", "against", "capacity", *factors, "worst tenant,\npoints"], pairs)
-        + "</div></div><h3>All figures</h3>"
-        + _table(["policy", *(c.header for c in columns(found))], _policies(found))
+    scenario, headline = found.scenario, found.scenario.headline
+    drawn = {
+        "Goodput over load": charts.goodput_chart(found),
+        "SLO capacity, with 95 % intervals": charts.capacity_chart(found),
+        "SLOs met by tenant at the headline load, %": charts.tenants_chart(found),
+    }
+    pictures = "".join(
+        f"<div><h3>{title}</h3>{charts.svg(figure, scenario.name + title)}</div>" for title, figure in drawn.items()
     )
-    return _section(f"Scenario {escape(found.scenario.name)}", body)
+    body = (
+        f"<p>{escape(scenario.description)}{' ' + parity(found) if headline < 1 else ''}</p>"
+        f"<p class=quiet>Load 1 is {number(found.reference_rps)} req/s, the best heuristic's capacity. "
+        f"Headline load: {headline:g}, {number(headline * found.reference_rps)} req/s.</p>"
+        f"<div class=charts>{pictures}</div>"
+        f"<h3>Paired, on the same episodes</h3>{_pairs(found)}"
+        "<h3>All figures</h3>" + _table(["policy", *(c.header for c in columns(found))], _policies(found))
+    )
+    return _section(f"Scenario {escape(scenario.name)}", body)
+
+
+def _pairs(found: Figures) -> str:
+    factors = [factor for factor in found.policies[0].goodput_rps if factor >= 1]
+    rows = []
+    for pair in found.pairs:
+        worst = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * value for value in pair.worst))
+        changes = [change(pair.capacity), *(change(pair.goodput[factor]) for factor in factors), worst]
+        rows.append(("", [escape(pair.policy), escape(pair.against), *changes]))
+    goodput = [f"goodput at {factor:g}x" for factor in factors]
+    return _table(["policy", "against", "capacity", *goodput, "worst tenant, points"], rows)
 
 
 def _policies(found: Figures) -> Iterable[tuple[str, list[str]]]:

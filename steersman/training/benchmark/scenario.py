@@ -37,7 +37,7 @@ class Scenario(Model):
     headline: float = Field(
         default=1.0,
         gt=0,
-        description="load at which attainment, latencies, fairness and cost are shown, times the best heuristic's capacity",
+        description="load of attainment, latencies, fairness and cost, times the best heuristic's capacity",
     )
     slo_blind: bool = Field(
         default=False, description="policies are told the median SLO for every tenant, and judged by the true ones"

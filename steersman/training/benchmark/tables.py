@@ -14,16 +14,16 @@ from rich.text import Text
 from steersman.training.benchmark.budget import Budget
 from steersman.training.benchmark.capacity import Interval
 from steersman.training.benchmark.figures import Figures, Measured, Pair
-from steersman.training.benchmark.text import capacity, change, number, percent, verdict
+from steersman.training.benchmark.text import capacity, change, number, parity, percent, verdict
 
 ALWAYS = 9
 MAX_TENANTS = 4
 NOTES = (
-    "capacity: highest offered req/s with 95 % of all and 90 % of each tenant's requests within the SLOs [95 % interval]. "
-    "Good req/s at loads relative to the best heuristic's capacity; the columns after it at the headline load. Shares in "
-    "%. TTFT, TPOT, E2E: P50 / P99 of completed requests. Jain: fairness over tokens served of those asked for. tok: "
-    "computed tokens over the fleet's ceiling. evals: simulated episodes of the search. Green: learned or given; bold: "
-    "strongest tuned heuristic."
+    "capacity: highest offered req/s with 95 % of all and 90 % of each tenant's requests within the SLOs [95 % "
+    "interval]. Good req/s at loads relative to the best heuristic's capacity; the columns after it at the headline "
+    "load. Shares in %. TTFT, TPOT, E2E: P50 / P99 of completed requests. Jain: fairness over tokens served of those "
+    "asked for. tok: computed tokens over the fleet's ceiling. evals: simulated episodes of the search. Green: learned "
+    "or given; bold: strongest tuned heuristic."
 )
 
 
@@ -129,7 +129,9 @@ def show(console: Console, all_found: Sequence[Figures], budget: Budget) -> None
             console.print(pairs_table(found), highlight=False)
         for pair in found.pairs:
             if found.measured(pair.policy).form != "tuned":
-                console.print(verdict(pair), highlight=False)
+                console.print(verdict(found, pair), highlight=False)
+        if headline < 1:
+            console.print(parity(found), highlight=False)
         console.print()
     console.rule("[bold]all scenarios[/]", align="left")
     console.print(overview_table(all_found), highlight=False)

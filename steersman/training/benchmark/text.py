@@ -5,8 +5,6 @@ from __future__ import annotations
 from steersman.training.benchmark.capacity import Interval
 from steersman.training.benchmark.figures import Figures, Measured, Pair
 
-EVEN = "no difference beyond doubt"
-
 
 def number(value: float) -> str:
     """Three digits or so."""
@@ -42,20 +40,30 @@ def clear(interval: Interval, even: float = 1.0) -> int:
     return 1 if interval.low > even else -1 if interval.high < even else 0
 
 
-def verdict(pair: Pair) -> str:
+def verdict(found: Figures, pair: Pair) -> str:
     """A paired comparison in one sentence."""
     of = pair.capacity
     if of.value == float("inf"):
-        return f"{pair.policy} has a capacity, {pair.against} has none."
-    words = {1: "carries more than", -1: "carries less than", 0: f"{EVEN} from"}[clear(of)]
-    sentence = f"{pair.policy}: {words} {pair.against}, capacity {change(of)}"
-    worst = clear(pair.worst, 0.0)
-    if worst < 0:
+        sentence = f"{pair.policy} has a capacity, {pair.against} has none"
+    elif clear(of):
+        low, high = sorted(100 * abs(end - 1) for end in of[1:])
+        more = "more" if of.low > 1 else "less"
+        amount = f"{100 * abs(of.value - 1):.1f} % [{low:.1f}, {high:.1f}]"
+        sentence = f"{pair.policy} carries {amount} {more} than {pair.against}"
+    else:
+        sentence = f"{pair.policy} and {pair.against} differ in capacity by {change(of)}, which may be chance"
+    if found.scenario.headline > 1:
+        factor = found.scenario.headline
+        sentence += f"; goodput at {factor:g} times the capacity {change(pair.goodput[factor])}"
+    if clear(pair.worst, 0.0) < 0:
         sentence += f"; its worst tenant is {100 * -pair.worst.value:.1f} points worse off"
     return sentence + "."
 
 
-def capacities_differ(found: Figures) -> str:
-    """What the scenario shows of its policies' light-load parity: how many meet the SLOs at the headline load."""
-    rivals = [p for p in found.policies if p.worst[1] >= 0.99]
-    return f"{len(rivals)} of {len(found.policies)} policies meet 99 % of every tenant's SLOs at the headline load"
+def parity(found: Figures) -> str:
+    """How many policies there is nothing to choose between at a light headline load."""
+    alike = sum(policy.worst[1] >= 0.99 for policy in found.policies)
+    return (
+        f"At {found.scenario.headline:g} times the best heuristic's capacity, {alike} of {len(found.policies)} "
+        "policies serve 99 % of every tenant's requests within the SLOs."
+    )
