@@ -19,10 +19,11 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import load_fleet
 from steersman.training.benchmark import benchmark as top
 from steersman.training.benchmark import contenders, plan
-from steersman.training.benchmark.budget import Budget
+from steersman.training.benchmark.budget import FULL, QUICK, Budget
 from steersman.training.benchmark.capacity import capacities, crossings, interval, margins, ratio, resampled
 from steersman.training.benchmark.ceiling import ceiling_tokens_per_s
 from steersman.training.benchmark.counts import Curve, Load, jain
+from steersman.training.benchmark.learning import training_config
 from steersman.training.benchmark.plan import Asked, make_plan
 from steersman.training.benchmark.play import play
 from steersman.training.benchmark.scenario import Setting, load_scenario, shipped
@@ -226,7 +227,7 @@ def test_a_blind_policy_is_told_the_median_and_judged_by_the_truth(files: Path) 
 def test_counts_survive_a_file_and_add_up(files: Path) -> None:
     setting = Setting.load(load_scenario(str(files / "small.yaml")), None)
     arena = Arena(setting.fleet, 2)
-    load = play(setting, arena, [resolve("push-shed"), resolve("round-robin")], 3.0, range(5, 8))
+    load = play(setting, arena, [resolve("push-shed"), resolve("round-robin")], 12.0, range(5, 8))
     arena.close()
     again = Load.of_json(json.loads(json.dumps(load.as_json())))
     cell, same = load.cells["push-shed"], again.cells["push-shed"]
@@ -292,12 +293,19 @@ def test_the_json_has_every_policy_and_pair(run: tuple[Path, dict[str, Any]]) ->
     assert policies["learned"]["kind"] == "learned"
 
 
-def test_nobody_has_more_than_the_budget(run: tuple[Path, dict[str, Any]]) -> None:
-    policies = run[1]["scenarios"][0]["policies"]
-    spent = {p["name"]: p["evaluations"] for p in policies}
+def test_the_evaluations_that_were_used_are_told(run: tuple[Path, dict[str, Any]]) -> None:
+    spent = {p["name"]: p["evaluations"] for p in run[1]["scenarios"][0]["policies"]}
     assert 0 < spent["jsed, tuned"] <= SMALL.evaluations
-    assert SMALL.evaluations // 4 < spent["learned"] <= SMALL.evaluations + SMALL.imitation_episodes + 6
-    assert spent["least-requests"] == 0
+    assert spent["learned"] > SMALL.population * SMALL.episodes
+    assert spent["least-requests"] == spent["jsed, as shipped"] == 0
+
+
+@pytest.mark.parametrize("budget", [FULL, QUICK])
+def test_a_learned_policy_and_its_teacher_stay_within_the_budget(budget: Budget) -> None:
+    config = training_config(budget, "default", "default", None, 0)
+    teacher = budget.generations // 2 * budget.population * budget.episodes
+    search = config.search.generations * config.search.population * config.search.episodes
+    assert teacher + search + config.imitation.episodes + 2 * config.validation_episodes <= budget.evaluations
 
 
 def test_a_shift_plays_the_policies_of_its_base(run: tuple[Path, dict[str, Any]]) -> None:
