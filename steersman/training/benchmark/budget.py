@@ -17,14 +17,14 @@ class Budget(Model):
     """The full benchmark. One budget of simulated episodes for all: each tuned heuristic, and the learned policy."""
 
     population: int = Field(default=16, ge=4, description="candidates of a generation of a search")
-    generations: int = Field(default=40, ge=4)
+    generations: int = Field(default=60, ge=4)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=48, ge=1, description="training episodes to draw from")
     imitation_episodes: int = Field(default=9, ge=1)
     imitation_epochs: int = Field(default=12, ge=1)
     validation_episodes: int = Field(default=12, ge=1)
     training_seeds: int = Field(default=3, ge=0, description="learned policies, each from a seed of its own")
-    seeds: int = Field(default=16, ge=2, description="held-out episodes at each load")
+    seeds: int = Field(default=32, ge=2, description="held-out episodes at each load")
     first_seed: int = Field(default=HELD_OUT, ge=0)
     loads: tuple[float, ...] = Field(
         default=CAPACITY_LOADS,
@@ -52,7 +52,7 @@ QUICK = Budget(
     pool=24,
     imitation_episodes=6,
     validation_episodes=6,
-    seeds=6,
+    seeds=8,
     loads=(0.2, 0.5, 0.7, 0.85, 1.0, 1.15, 1.35, 1.6, 2.0, 2.4, 2.8),
 )
 QUICK_SCENARIOS = ("default", "steady", "shift-bursty")

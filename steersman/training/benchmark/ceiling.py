@@ -13,9 +13,9 @@ def ceiling_tokens_per_s(fleet: Fleet) -> float:
 
     A replica's iteration computes n output tokens, n ≤ max_num_seqs, and at most one chunk of m prompt tokens with
     n + m ≤ token_budget, and takes at least `iteration_s` with empty contexts. The ceiling is Σ over replicas of
-    max over n and m of (n + m) / iteration_s. Contexts are never empty, so about a third of it is much in practice:
-    it is a common measure for policies, not a promise. Prompt tokens from a prefix cache are not computed, and count
-    as nothing.
+    max over n and m of (n + m) / iteration_s. Real contexts are not
+    empty and SLOs end sooner, so no policy comes near it: it is a measure that policies have in common. Prompt tokens
+    from a prefix cache are not computed, and count as nothing.
     """
     total = 0.0
     for row in fleet.table().view(np.recarray):

@@ -71,6 +71,7 @@ class Figures(NamedTuple):
         str, float
     ]  # and the highest at which each policy played: a capacity that is equal to it is one above
     curves: dict[str, list[tuple[float, float, float]]]  # policy: offered, goodput req/s, worst tenant's attainment
+    arrivals: list[tuple[float, float]]  # offered, and what arrived in the episodes drawn, req/s
 
     def measured(self, name: str) -> Measured:
         return next(policy for policy in self.policies if policy.name == name)
@@ -132,6 +133,7 @@ def figures(sample: Sample, contenders: Sequence[Contender]) -> Figures:
         sample.loads[0].load * sample.offered_rps,
         {c.name: _highest(sample, c) * sample.offered_rps for c in contenders},
         {c.name: _points(sample, c) for c in contenders},
+        [(load.load * sample.offered_rps, _arrived_rps(load)) for load in _rising(sample)],
     )
 
 
@@ -213,11 +215,20 @@ def _highest(sample: Sample, contender: Contender) -> float:
     return max(load.load for load in sample.loads if contender.members[0].name in load.cells)
 
 
+def _rising(sample: Sample) -> list[Load]:
+    """Every load played, rising."""
+    return sorted([*sample.loads, *sample.goodput.values()], key=lambda load: load.load)
+
+
+def _arrived_rps(load: Load) -> float:
+    return float(load.arrived.sum() / (load.duration_s * len(load.arrived)))
+
+
 def _points(sample: Sample, contender: Contender) -> list[tuple[float, float, float]]:
     """(offered, goodput, worst tenant's attainment) at every load played, means over members, rising."""
     ones = np.ones((1, len(sample.loads[0].arrived)))
     points = []
-    for load in sorted([*sample.loads, *sample.goodput.values()], key=lambda load: load.load):
+    for load in _rising(sample):
         if contender.members[0].name in load.cells:
             good, worst = _goodput(load, contender, ones, 0)[0], _worst(load, contender, ones, 0)[0]
             points.append((load.load * sample.offered_rps, float(good), float(worst)))

@@ -52,7 +52,7 @@ def tuned(job: Job, name: str, budget: Budget, pool: Sequence[Requests]) -> dict
     {"values", "episodes", "half_values", "half_episodes"}; episodes: simulated for it.
     """
     watch = Watch(budget.generations)
-    with stage(job.console, f"tuning {name}", budget.generations) as shown:
+    with stage(job.console, f"{job.run.folder.name}: tuning {name}", budget.generations) as shown:
 
         def progress(generation: Generation, policy: CompiledPolicy) -> None:
             shown.advance(generation.number, f"worth {generation.mean:.4f}")
