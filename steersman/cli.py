@@ -319,6 +319,10 @@ def benchmark(
     from steersman.training.benchmark.tables import show
 
     if resume is not None:
+        if scenario or policy or workload or fleet or sets:
+            raise UserError(
+                "--resume goes on with what its folder says; leave out scenarios, policies, files and --set"
+            )
         folder = Folder.open(resume)
     else:
         asked = Asked(tuple(scenario or ()), workload, fleet, tuple(policy or ()), quick, seeds, training_seeds)

@@ -382,6 +382,7 @@ def test_without_traces_the_shipped_scenarios_that_need_them_are_left_out(monkey
         (["default", "--set", "headlin=2"], "did you mean 'headline'"),
         (["shift-mix", "--set", "trained_on=overload"], "trains no policies"),
         (["--resume", "nosuch"], "not a folder of results"),
+        (["--resume", "nosuch", "--policy", "jsed"], "leave out"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -2,6 +2,7 @@
 
 The modules, in the order of the data (docs/benchmark.md):
 
+    plan        what was asked for, checked
     scenario    what is played: a file in configs/benchmarks
     folder      where results go: every finished part is a file, and none is done twice
     budget      how much is tuned, learned and played
@@ -13,5 +14,5 @@ The modules, in the order of the data (docs/benchmark.md):
     capacity    the SLO capacity, and intervals
     figures     what a scenario came to: the numbers of every report
     benchmark   all of it, top to bottom
-    tables, page, charts, board    the terminal, the HTML page, its pictures, TensorBoard
+    tables, plain, page, charts, board    the terminal, JSON, the HTML page, its pictures, TensorBoard
 """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from steersman.runtime.errors import UserError
 from steersman.training.benchmark.capacity import margins, resampled
 from steersman.training.benchmark.ceiling import ceiling_tokens_per_s
 from steersman.training.benchmark.contenders import Contender, given, prepared, shipped, sized
@@ -97,7 +98,12 @@ def _once(
     """One load, played at most once for the folder."""
     members = [member for c in contenders for member in c.members]
     stored: dict[str, Any] = run.once(part, lambda: play(setting, arena, members, load, seeds).as_json())
-    return Load.of_json(stored)
+    found = Load.of_json(stored)
+    if missing := [member.name for member in members if member.name not in found.cells]:
+        raise UserError(
+            f"{run.stages / part}.json: played by another version, without {missing[0]!r}; start the benchmark anew"
+        )
+    return found
 
 
 def _past(loads: Sequence[Load], contender: Contender, weights: np.ndarray) -> bool:

@@ -9,7 +9,7 @@ from steersman.training.benchmark.board import write_board
 from steersman.training.benchmark.figures import Figures
 from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.page import page
-from steersman.training.benchmark.tables import as_json
+from steersman.training.benchmark.plain import as_json
 from steersman.training.run import write_json
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,10 @@ class Setting:
         Raises:
             UserError: with what is wrong, in which key of which file.
         """
-        sources, fleet = sets_of(scenario)
         return cls(
             scenario,
-            load_workload(find_config("workloads", scenario.workload), sources, traces),
-            load_fleet(find_config("fleets", scenario.fleet), fleet),
+            load_workload(find_config("workloads", scenario.workload), scenario.workload_set, traces),
+            load_fleet(find_config("fleets", scenario.fleet), scenario.fleet_set),
         )
 
     def check(self) -> Setting:
@@ -105,22 +104,15 @@ class Setting:
         return judged(episode, self.workload.tenants) if self.scenario.slo_blind else episode.outcomes.attained
 
 
-def sets_of(scenario: Scenario) -> tuple[list[str], list[str]]:
-    """The changes to the workload file and to the fleet file."""
-    return list(scenario.workload_set), list(scenario.fleet_set)
-
-
 def raw(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any]]:
     """The workload file and the fleet file as they are used: with the scenario's changes."""
-    name = f"scenario {scenario.name}"
-    sources, fleet = sets_of(scenario)
     return (
-        apply_sets(read_yaml(find_config("workloads", scenario.workload)), sources, f"{name}: workload_set"),
-        apply_sets(read_yaml(find_config("fleets", scenario.fleet)), fleet, f"{name}: fleet_set"),
+        apply_sets(read_yaml(find_config("workloads", scenario.workload)), scenario.workload_set),
+        apply_sets(read_yaml(find_config("fleets", scenario.fleet)), scenario.fleet_set),
     )
 
 
-def blind(tenants: dict[str, Tenant] | Any) -> dict[str, Tenant]:
+def blind(tenants: Mapping[str, Tenant]) -> dict[str, Tenant]:
     """`tenants` with the median TTFT and TPOT targets for all."""
     slo = Slo(
         ttft_s=float(np.median([t.slo.ttft_s for t in tenants.values()])),
@@ -129,7 +121,7 @@ def blind(tenants: dict[str, Tenant] | Any) -> dict[str, Tenant]:
     return {name: tenant.model_copy(update={"slo": slo}) for name, tenant in tenants.items()}
 
 
-def judged(episode: Episode, tenants: dict[str, Tenant] | Any) -> np.ndarray:
+def judged(episode: Episode, tenants: Mapping[str, Tenant]) -> np.ndarray:
     """Which requests met the SLOs of `tenants`, bool (N,), by the rules of `runtime.outcomes`."""
     outcomes, table = episode.outcomes, episode.requests.table
     slo = np.array([(t.slo.ttft_s, t.slo.tpot_s) for t in tenants.values()])[table["tenant"]]
