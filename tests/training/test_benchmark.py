@@ -318,7 +318,7 @@ def test_a_shift_plays_the_policies_of_its_base(run: tuple[Path, dict[str, Any]]
 def test_the_report_needs_no_network(run: tuple[Path, dict[str, Any]]) -> None:
     html = (run[0] / "report.html").read_text()
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", html)
-    assert html.count("<svg") == 1 + 3 * 2
+    assert html.count("<svg") == 1 + 4 * 2
     for text in ("push-shed, tuned", "Budgets", "steersman benchmark", "worst tenant"):
         assert text in html
 

@@ -14,10 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
 from steersman.training.benchmark.capacity import Interval
 from steersman.training.benchmark.figures import Figures, Measured
 from steersman.training.figures import HEURISTIC, LEARNED, OTHER, SLO
+from steersman.training.sizing import EACH_TENANT
 
 SHIPPED, GIVEN = "#6d5bd0", "#0369a1"
 # From white, all met, over amber, where a tenant no longer counts as served, to red.
@@ -72,26 +74,49 @@ def paired_chart(all_found: Sequence[Figures]) -> Figure:
 
 def goodput_chart(found: Figures) -> Figure:
     """Goodput over offered load, a line a policy."""
-    figure = _figure(5.6, 4.4)
+    figure, axes, most = _over_load(found)
+    axes.plot(*np.array([(0.0, 0.0), *found.arrivals]).T, color=SLO, linewidth=1, linestyle="--")
+    _lines(axes, found, 1)
+    axes.set_ylim(0, most)
+    axes.set_ylabel("goodput, requests per second")
+    _legend(figure, [*_meanings(found), ("arrived", SLO)])
+    return figure
+
+
+def worst_chart(found: Figures) -> Figure:
+    """The worst tenant's attainment over offered load, a line a policy."""
+    figure, axes, _ = _over_load(found)
+    axes.axhline(EACH_TENANT, color=SLO, linewidth=1, linestyle="--")
+    _lines(axes, found, 2)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel("requests of the worst tenant within SLOs")
+    _legend(figure, [*_meanings(found), ("what the capacity demands", SLO)])
+    return figure
+
+
+def _over_load(found: Figures) -> tuple[Figure, Axes, float]:
+    """A chart over offered load, with its axes and their end."""
+    figure = _figure(5.6, 4.2)
     axes = figure.subplots()
     most = max(point[0] for points in found.curves.values() for point in points)
-    axes.plot(*np.array([(0.0, 0.0), *found.arrivals]).T, color=SLO, linewidth=1, linestyle="--")
-    for policy in sorted(found.policies, key=lambda p: _marked(found, p)):
-        points = np.array([(0.0, 0.0, 1.0), *found.curves[policy.name]])
-        marked = _marked(found, policy)
-        axes.plot(points[:, 0], points[:, 1], color=_colour(found, policy), linewidth=2.4 if marked else 0.9)
     axes.axvline(found.reference_rps, color="black", linewidth=0.8, linestyle=":")
     axes.annotate(
         "best heuristic's\ncapacity", (found.reference_rps, 0), xytext=(4, 4), textcoords="offset points", fontsize=8
     )
     axes.set_xlim(0, most)
-    axes.set_ylim(0, most)
     axes.set_xlabel("offered, requests per second")
-    axes.set_ylabel("goodput, requests per second")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    _legend(figure, [*_meanings(found), ("arrived", SLO)])
-    return figure
+    return figure, axes, most
+
+
+def _lines(axes: Axes, found: Figures, column: int) -> None:
+    """A line a policy, of a column of its curve."""
+    for policy in sorted(found.policies, key=lambda p: _marked(found, p)):
+        points = np.array([(0.0, 0.0, 1.0), *found.curves[policy.name]])
+        wide = 2.4 if _marked(found, policy) else 0.9
+        axes.plot(points[:, 0], points[:, column], color=_colour(found, policy), linewidth=wide)
 
 
 def capacity_chart(found: Figures) -> Figure:

@@ -18,7 +18,7 @@ body {
   font: 15px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
   color: #1f2937; background: #f8fafc; margin: 0;
 }
-main { max-width: 1180px; margin: 0 auto; padding: 24px 20px 60px; }
+main { max-width: 1240px; margin: 0 auto; padding: 24px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 4px; }
 h2 { font-size: 20px; margin: 0 0 4px; }
 h3 { font-size: 15px; margin: 18px 0 2px; }
@@ -27,12 +27,12 @@ p { margin: 4px 0 8px; }
 ul { margin: 4px 0; padding-left: 20px; }
 .quiet { color: #6b7280; font-size: 13px; }
 .charts { display: flex; flex-wrap: wrap; gap: 12px 20px; align-items: flex-start; }
-.charts > div { flex: 1 1 480px; min-width: 0; }
+.charts > div { flex: 1 1 480px; min-width: 0; max-width: 640px; }
 svg { width: 100%; height: auto; display: block; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 11.5px; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { text-align: right; vertical-align: bottom; border-bottom: 2px solid #d1d5db; padding: 3px 5px; white-space: pre; }
-td { text-align: right; padding: 2px 5px; border-bottom: 1px solid #f1f5f9; }
+table { border-collapse: collapse; font-size: 11px; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th { text-align: right; vertical-align: bottom; border-bottom: 2px solid #d1d5db; padding: 3px 4px; white-space: pre; }
+td { text-align: right; padding: 2px 4px; border-bottom: 1px solid #f1f5f9; }
 th:first-child, td:first-child { text-align: left; }
 .trained td:first-child, .given td:first-child, .marked td:first-child { font-weight: 700; }
 .dot { display: inline-block; width: 9px; height: 9px; border-radius: 5px; margin-right: 6px; }
@@ -109,6 +109,7 @@ def _scenario(found: Figures) -> str:
     scenario, headline = found.scenario, found.scenario.headline
     drawn = {
         "Goodput over load": charts.goodput_chart(found),
+        "The worst tenant over load": charts.worst_chart(found),
         "SLO capacity, with 95 % intervals": charts.capacity_chart(found),
         "SLOs met by tenant at the headline load, %": charts.tenants_chart(found),
     }
