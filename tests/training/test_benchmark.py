@@ -22,7 +22,8 @@ from steersman.training.benchmark import contenders, plan
 from steersman.training.benchmark.budget import FULL, QUICK, Budget
 from steersman.training.benchmark.capacity import capacities, crossings, interval, margins, ratio, resampled
 from steersman.training.benchmark.ceiling import ceiling_tokens_per_s
-from steersman.training.benchmark.counts import Curve, Load, jain
+from steersman.training.benchmark.contenders import Contender
+from steersman.training.benchmark.counts import Cell, Curve, Load, jain
 from steersman.training.benchmark.learning import training_config
 from steersman.training.benchmark.plan import Asked, make_plan
 from steersman.training.benchmark.play import play
@@ -195,6 +196,21 @@ def test_fairness_is_one_for_equal_shares_and_one_over_n_for_a_monopoly() -> Non
     assert jain(np.array([10.0, 0.0]), np.array([10.0, 100.0])) == pytest.approx(0.5)
 
 
+def test_a_load_is_added_where_a_capacity_lies() -> None:
+    arrived = np.full((4, 1), 1000.0)
+
+    def load(at: float, **met: float) -> Load:
+        cells = {n: Cell(arrived * share, arrived, arrived * 0, np.zeros(4), {}) for n, share in met.items()}
+        return Load(at, 10.0, arrived, arrived, cells)
+
+    one, two, none = (
+        Contender(name, "heuristic", "shipped", 0, (resolve("jsed").with_values(np.ones(1), name),))
+        for name in ("one", "two", "none")
+    )
+    loads = [load(1, one=1, two=1, none=0.5), load(2, one=0.9, two=1, none=0.4), load(4, two=0.9)]
+    assert top.between(loads, [one, two, none]) == {1.5: [one], 3.0: [two]}
+
+
 # Scenarios
 
 
@@ -281,7 +297,7 @@ def test_the_json_has_every_policy_and_pair(run: tuple[Path, dict[str, Any]]) ->
             "push-shed, as shipped",
             "push-shed, tuned",
             "learned",
-            "jsed, given",
+            "jsed?decode_weight=0.5, given",
         }
         for policy in policies.values():
             assert set(policy["attainment"]) == {"chat", "batch"}

@@ -14,7 +14,7 @@ from steersman.training.benchmark.capacity import margins, resampled
 from steersman.training.benchmark.ceiling import ceiling_tokens_per_s
 from steersman.training.benchmark.contenders import Contender, given, prepared, shipped, sized
 from steersman.training.benchmark.counts import Load, curve
-from steersman.training.benchmark.figures import Figures, Sample, best_capacity, figures, seed_of
+from steersman.training.benchmark.figures import Figures, Sample, best_capacity, figures, point_capacity, seed_of
 from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.play import play
 from steersman.training.benchmark.scenario import Scenario, Setting
@@ -58,7 +58,7 @@ def sample(scenario: Scenario, folder: Folder, contenders: Sequence[Contender], 
     weights = resampled(budget.seeds, seed_of(scenario))
     arena = Arena(setting.fleet)
     try:
-        with stage(console, f"playing {scenario.name}", len(budget.loads) + len(factors)) as shown:
+        with stage(console, f"playing {scenario.name}", len(budget.loads) + 1 + len(factors)) as shown:
             loads: list[Load] = []
             alive = list(contenders)
             for done, factor in enumerate(budget.loads, 1):
@@ -67,9 +67,13 @@ def sample(scenario: Scenario, folder: Folder, contenders: Sequence[Contender], 
                     alive = [c for c in alive if not _past(loads, c, weights)]
                 rate = f"{anchor * factor * setting.workload.offered_rps:.1f} req/s"
                 shown.advance(done, f"{rate}, {len(alive)} of {len(contenders)} policies go on")
+            for load, crossing in sorted(between(loads, contenders).items()):
+                loads.append(_once(run, f"load-{load / anchor:.4g}", setting, arena, crossing, load, seeds))
+            loads.sort(key=lambda played: played.load)
+            shown.advance(len(budget.loads) + 1, "between two loads where a policy's capacity lies")
             reference = best_capacity(loads, contenders) or anchor
             goodput = {}
-            for done, factor in enumerate(factors, len(budget.loads) + 1):
+            for done, factor in enumerate(factors, len(budget.loads) + 2):
                 load = reference * factor
                 goodput[factor] = _once(run, f"goodput-{factor:g}", setting, arena, contenders, load, seeds)
                 shown.advance(done, f"{factor:g} times the best heuristic's capacity")
@@ -84,6 +88,18 @@ def sample(scenario: Scenario, folder: Folder, contenders: Sequence[Contender], 
         loads,
         goodput,
     )
+
+
+def between(loads: Sequence[Load], contenders: Sequence[Contender]) -> dict[float, list[Contender]]:
+    """Loads in the middle of two that were played, with the policies whose capacity lies between these."""
+    found: dict[float, list[Contender]] = {}
+    for contender in contenders:
+        played = curve(loads, contender.members[0].name).loads
+        capacity = point_capacity(loads, contender)
+        after = int(np.searchsorted(played, capacity))
+        if 0 < after < len(played):
+            found.setdefault(float(played[after - 1] + played[after]) / 2, []).append(contender)
+    return found
 
 
 def _once(

@@ -51,11 +51,11 @@ def given(specs: Sequence[str], taken: Sequence[str]) -> list[Contender]:
     made: list[Contender] = []
     for spec in dict.fromkeys(specs):
         policy = resolve(spec)
-        names = [*taken, *(c.name for c in made)]
-        name = f"{policy.name}, given" if f"{policy.name}, given" not in names else f"{spec}, given"
-        kind: Literal["learned", "heuristic"] = "heuristic" if policy.params or "?" in spec else "learned"
-        if spec in heuristics():
-            kind = "heuristic"
+        heuristic = ":" in spec or spec.partition("?")[0] in heuristics()
+        name = f"{spec if heuristic else policy.name}, given"
+        if name in [*taken, *(c.name for c in made)]:
+            name = f"{spec}, given"
+        kind: Literal["learned", "heuristic"] = "heuristic" if heuristic else "learned"
         made.append(Contender(name, kind, "given", 0, (policy.with_values(policy.values, name),)))
     return made
 
