@@ -307,6 +307,8 @@ def test_the_json_has_every_policy_and_pair(run: tuple[Path, dict[str, Any]]) ->
         against = {pair["against"] for pair in scenario["paired"] if pair["policy"] == "learned"}
         assert scenario["strongest_tuned_heuristic"] in against
     assert policies["learned"]["kind"] == "learned"
+    assert len(policies["learned"]["members_rps"]) == SMALL.training_seeds
+    assert policies["learned"]["capacity_rps"] == pytest.approx(np.mean(policies["learned"]["members_rps"]))
 
 
 def test_the_evaluations_that_were_used_are_told(run: tuple[Path, dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ class Measured(NamedTuple):
     form: str
     evaluations: int
     capacity_rps: Interval
+    members_rps: list[float]  # the capacity of each training seed
     goodput_rps: dict[float, Interval]  # by load, times the best heuristic's capacity
     attainment: float  # over all requests
     tenants: dict[str, float]  # attainment of each that sent requests
@@ -154,6 +155,10 @@ def _measured(sample: Sample, contender: Contender, capacity: np.ndarray, weight
         contender.form,
         contender.evaluations,
         interval(capacity),
+        [
+            point_capacity(sample.loads, contender._replace(members=(m,))) * sample.offered_rps
+            for m in contender.members
+        ],
         {factor: interval(_goodput(at, contender, weights, seed)) for factor, at in sample.goodput.items()},
         good / max(1.0, float(arrived.sum())),
         _by_name(sample.tenants, attained, arrived),

@@ -10,7 +10,7 @@ from steersman.training.benchmark import charts
 from steersman.training.benchmark.figures import Figures, Measured
 from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.tables import columns
-from steersman.training.benchmark.text import capacity, change, clear, number, parity, percent, verdict
+from steersman.training.benchmark.text import capacity, change, clear, number, parity, percent, training_seeds, verdict
 
 STYLE = """
 :root { color-scheme: light; }
@@ -121,7 +121,7 @@ def _scenario(found: Figures) -> str:
         f"<p class=quiet>Load 1 is {number(found.reference_rps)} req/s, the best heuristic's capacity. "
         f"Headline load: {headline:g}, {number(headline * found.reference_rps)} req/s.</p>"
         f"<div class=charts>{pictures}</div>"
-        f"<h3>Paired, on the same episodes</h3>{_pairs(found)}"
+        f"<h3>Paired, on the same episodes</h3>{_pairs(found)}<p class=quiet>{training_seeds(found)}</p>"
         "<h3>All figures</h3>" + _table(["policy", *(c.header for c in columns(found))], _policies(found))
     )
     return _section(f"Scenario {escape(scenario.name)}", body)

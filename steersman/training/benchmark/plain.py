@@ -41,6 +41,7 @@ def _policy(found: Figures, policy: Measured) -> dict[str, Any]:
         "evaluations": policy.evaluations,
         "capacity_rps": policy.capacity_rps.value,
         "capacity_ci": [policy.capacity_rps.low, policy.capacity_rps.high],
+        "members_rps": policy.members_rps,
         "goodput": {f"{factor:g}": value.value for factor, value in policy.goodput_rps.items()},
         "goodput_ci": {f"{factor:g}": [value.low, value.high] for factor, value in policy.goodput_rps.items()},
         "attainment": policy.tenants,

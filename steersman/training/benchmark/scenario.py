@@ -24,7 +24,7 @@ from steersman.runtime.workload import Split, Workload, load_workload
 class Scenario(Model):
     """A scenario file."""
 
-    name: str = Field(default="", description="default: the file's name")
+    name: str = Field(default="", pattern=r"^[\w .-]*$", description="default: the file's name")
     description: str = Field(description="one sentence")
     workload: str = Field(default="default", description="a workload's name or file")
     fleet: str = Field(default="default", description="a fleet's name or file")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from steersman.training.benchmark.budget import Budget
 from steersman.training.benchmark.figures import Figures, Measured
-from steersman.training.benchmark.text import capacity, change, number, parity, percent, verdict
+from steersman.training.benchmark.text import capacity, change, number, parity, percent, training_seeds, verdict
 
 ALWAYS = 9
 MAX_TENANTS = 4
@@ -128,6 +128,8 @@ def show(console: Console, all_found: Sequence[Figures], budget: Budget) -> None
         for pair in found.pairs:
             if found.measured(pair.policy).form != "tuned":
                 console.print(verdict(found, pair), highlight=False)
+        if seeds := training_seeds(found):
+            console.print(seeds, highlight=False)
         if headline < 1:
             console.print(parity(found), highlight=False)
         console.print()

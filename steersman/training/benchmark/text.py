@@ -60,6 +60,14 @@ def verdict(found: Figures, pair: Pair) -> str:
     return sentence + "."
 
 
+def training_seeds(found: Figures) -> str:
+    """What each training seed came to; empty where nothing was learned."""
+    learned = next((policy for policy in found.policies if policy.form == "trained"), None)
+    if learned is None:
+        return ""
+    return f"Capacity of each training seed: {', '.join(number(rps) for rps in learned.members_rps)} req/s."
+
+
 def parity(found: Figures) -> str:
     """How many policies there is nothing to choose between at a light headline load."""
     alike = sum(policy.worst[1] >= 0.99 for policy in found.policies)
