@@ -85,7 +85,8 @@ def _overview(all_found: Sequence[Figures]) -> str:
             if pair.against == found.best_tuned and form in ("trained", "given"):
                 mark = {1: "up", -1: "down", 0: ""}[clear(pair.capacity)]
                 text = f"<span class='{mark}'>{escape(verdict(found, pair))}</span>"
-                sentences.append(f"<li><b>{escape(found.scenario.name)}</b>: {text}</li>")
+                light = f" {parity(found)}" if found.scenario.headline < 1 else ""
+                sentences.append(f"<li><b>{escape(found.scenario.name)}</b>: {text}{light}</li>")
     chart = ""
     if any(found.measured(pair.policy).form == "trained" for found in all_found for pair in found.pairs):
         chart = charts.svg(charts.paired_chart(all_found), "paired")
