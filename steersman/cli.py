@@ -391,6 +391,58 @@ def validate(
 
 
 @app.command()
+def benchmark(
+    scenario: Annotated[
+        list[str] | None, typer.Argument(help="Scenarios: names of shipped ones (configs/benchmarks) or files.")
+    ] = None,
+    policy: Policies = None,
+    workload: Annotated[str | None, typer.Option(help="A scenario of your own: a workload's name or file.")] = None,
+    fleet: Annotated[str | None, typer.Option(help="A scenario of your own: a fleet's name or file.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer scenarios, seeds and searched episodes.")] = False,
+    seeds: Annotated[int | None, typer.Option(help="Held-out episodes at each load.", min=2)] = None,
+    training_seeds: Annotated[int | None, typer.Option(help="Learned policies; 0: none.", min=0)] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted benchmark.", metavar="DIR")] = None,
+    out: Annotated[Path, typer.Option(help="Where folders of results go.", metavar="DIR")] = Path("benchmarks"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    traces: Traces = None,
+    sets: Sets = None,
+) -> None:
+    """Tune the heuristics and train policies with one budget, and compare them all on held-out episodes."""
+    import json
+
+    from steersman.training.benchmark.benchmark import benchmark as run_benchmark
+    from steersman.training.benchmark.folder import Folder
+    from steersman.training.benchmark.plan import Asked, make_plan
+    from steersman.training.benchmark.results import write
+    from steersman.training.benchmark.tables import show
+
+    if resume is not None:
+        if scenario or policy or workload or fleet or sets:
+            raise UserError(
+                "--resume goes on with what its folder says; leave out scenarios, policies, files and --set"
+            )
+        folder = Folder.open(resume)
+    else:
+        asked = Asked(tuple(scenario or ()), workload, fleet, tuple(policy or ()), quick, seeds, training_seeds)
+        command = shlex.join(["steersman", *sys.argv[1:]])
+        made = make_plan(asked, traces, tuple(sets or ()), command)
+        folder = Folder.create(out, asked.name, made)
+    shown = Console(stderr=True) if as_json else console
+    shown.print(f"results go to {folder.path}", highlight=False)
+    try:
+        found = run_benchmark(folder, shown)
+    except KeyboardInterrupt:
+        shown.print(f"\ninterrupted; go on with: steersman benchmark --resume {folder.path}", highlight=False)
+        raise typer.Exit(130) from None
+    results = write(folder, found)
+    if as_json:
+        print(json.dumps(results))
+    else:
+        show(console, found, folder.plan.budget)
+        console.print(f"report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def policies() -> None:
     """List the heuristics and their parameters."""
     from steersman.agents.policies import heuristics

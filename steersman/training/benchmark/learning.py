@@ -1,0 +1,50 @@
+"""The learned policy: the one place where the benchmark touches the trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from steersman.runtime.policy import CompiledPolicy
+from steersman.training.benchmark.budget import Budget
+from steersman.training.config import ImitationConfig, SearchConfig, TrainingConfig
+from steersman.training.job import TRAINING, VALIDATION, Job
+from steersman.training.stages import imitate_policy, search_scorer
+
+BATCH = 256  # decisions: the episodes are short, and with large batches there would be few steps
+SEEDS_APART = 10_000  # first seeds of the training episodes of two training seeds
+
+
+def training_config(budget: Budget, workload: str, fleet: str, episode_s: float | None, seed: int) -> TrainingConfig:
+    """The training of one learned policy: what is left of the budget, when its teacher has had half of it.
+
+    One generation less than that, for the episodes of the imitation and of the choice at the end.
+    """
+    own = max(1, budget.generations - budget.generations // 2 - 1)
+    return TrainingConfig(
+        description="A policy for the benchmark.",
+        workload=workload,
+        fleet=fleet,
+        seed=seed,
+        episode_s=episode_s,
+        search=SearchConfig(population=budget.population, generations=own, episodes=budget.episodes, pool=budget.pool),
+        imitation=ImitationConfig(episodes=budget.imitation_episodes, epochs=budget.imitation_epochs, batch=BATCH),
+        validation_episodes=budget.validation_episodes,
+    )
+
+
+def learn(job: Job, teacher: CompiledPolicy, seed: int) -> dict[str, Any]:
+    """A policy that imitates `teacher` and improves on it by search; validation episodes choose which of both.
+
+    {"weights", "episodes": simulated for it, "chosen": "imitation" or "search"}
+    """
+    pool = job.episodes(TRAINING + SEEDS_APART * (1 + seed), job.config.search.pool)
+    cloned = imitate_policy(job, teacher)
+    found = search_scorer(job, np.array(cloned["weights"]), pool)
+    candidates = {"imitation": cloned["weights"], "search": found["weights"]}
+    policies = [job.learned(np.array(weights), name) for name, weights in candidates.items()]
+    worths = job.arena.values(policies, job.validation, seed=VALIDATION)
+    chosen = list(candidates)[int(worths.argmax())]
+    played = job.config.imitation.episodes + found["episodes"] + len(policies) * len(job.validation)
+    return {"weights": candidates[chosen], "episodes": played, "chosen": chosen}
