@@ -11,13 +11,14 @@ from steersman.runtime.network import Architecture
 
 
 class SearchConfig(Model):
-    """CMA-ES. One budget for all: the learned policy and each tuned heuristic play as many episodes."""
+    """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic play as many episodes."""
 
     population: int = Field(default=16, ge=4)
-    generations: int = Field(default=240, ge=1)
-    episodes: int = Field(default=3, ge=1, description="episodes that each candidate of a generation plays")
+    generations: int = Field(default=120, ge=1)
+    episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
-    sigma: float = Field(default=0.15, gt=0)
+    sigma: float = Field(default=0.15, gt=0, description="CMA-ES: first step, in typical weights")
+    step: float = Field(default=0.15, gt=0, description="ARS: its step, in typical weights")
 
 
 class ImitationConfig(Model):
@@ -28,15 +29,22 @@ class ImitationConfig(Model):
     )
     episodes: int = Field(default=9, ge=1)
     epochs: int = Field(default=12, ge=1)
-    batch: int = Field(default=2048, ge=32)
+    batch: int = Field(default=512, ge=32)
     learning_rate: float = Field(default=3e-3, gt=0)
+    holds: float = Field(
+        default=0.1,
+        ge=0,
+        description="decisions to hold that it sees, for each other one. A held request is decided many times, and one "
+        "that holds a little too often holds far too long",
+    )
 
 
 class PpoConfig(Model):
     """PPO (Schulman et al., 2017) through Stable-Baselines3; large minibatches, one torch thread."""
 
     start: Literal["best", "imitation", "scratch"] = Field(
-        default="best", description="the weights it starts from: of the best learned so far, or the cloned ones, or random"
+        default="best",
+        description="the weights it starts from: of the best learned so far, or the cloned ones, or random",
     )
     steps: int = Field(default=300_000, ge=1)
     envs: int = Field(default=16, ge=1)
@@ -69,7 +77,9 @@ class TrainingConfig(Model):
         min_length=1,
         description="relative to the capacity of the best heuristic as shipped",
     )
-    algorithms: list[Literal["cma-es", "ppo", "maskable-ppo"]] = Field(default=["cma-es", "maskable-ppo"], min_length=1)
+    algorithms: list[Literal["cma-es", "ars", "ppo", "maskable-ppo"]] = Field(
+        default=["ars", "maskable-ppo"], min_length=1
+    )
     reward: str = Field(default="missed", description="what PPO maximises: a module of steersman.envs.rewards")
     architecture: Architecture = Architecture()
     tune: list[str] = Field(

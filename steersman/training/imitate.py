@@ -30,6 +30,17 @@ def record(policy: CompiledPolicy, fleet: Fleet, episodes: Sequence[Requests]) -
     return np.concatenate(rows), np.concatenate(actions)
 
 
+def thinned(
+    rows: np.ndarray, actions: np.ndarray, holds: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The decisions with fewer of those that hold: at most `holds` for each other one, drawn at random."""
+    held = actions == rows.shape[1] - 2
+    other = np.flatnonzero(~held)
+    kept = rng.permutation(np.flatnonzero(held))[: int(holds * len(other))]
+    chosen = np.sort(np.concatenate([other, kept]))
+    return rows[chosen], actions[chosen]
+
+
 def imitate(
     scorer: Scorer,
     rows: np.ndarray,

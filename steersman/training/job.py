@@ -33,7 +33,7 @@ def check(config: TrainingConfig, traces: Path | None) -> None:
     Raises:
         UserError: a name in it means nothing, a trace cannot be read, or requests fit no replica.
     """
-    for name in (*config.tune, *config.compare):
+    for name in (*config.tune, *config.compare, config.imitation.teacher):
         resolve(name)
     find_reward(config.reward)
     workload = load_workload(find_config("workloads", config.workload), traces=traces)

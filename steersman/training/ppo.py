@@ -60,9 +60,10 @@ def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architect
 
 
 def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
-    """Train from the scorer weights `start`, or from random ones. Returns {"weights", "steps", "worth"}: of the best evaluation.
+    """Train from the scorer weights `start`, or from random ones.
 
-    Checkpoints after every evaluation, and goes on from one where it exists.
+    Returns {"weights", "steps", "worth"}, of the best evaluation. Checkpoints after every evaluation, and goes on from
+    one where it exists.
     """
     config, seed = job.config.ppo, job.config.seed
     loads = [job.load * factor for factor in job.config.loads]

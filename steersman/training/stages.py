@@ -12,13 +12,14 @@ from steersman.agents.scorer import Scorer
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.training import tags
-from steersman.training.imitate import imitate, record
+from steersman.training.imitate import imitate, record, thinned
 from steersman.training.job import TRAINING, Job
+from steersman.training.optimisers import Ars, CmaEs
 from steersman.training.progress import stage
 from steersman.training.search import Generation, search, tune
 from steersman.training.sizing import capacity
 
-SHOW_EVERY = 5  # generations between two evaluations for the dashboard
+SHOW_EVERY = 10  # generations between two evaluations for the dashboard
 PROBES = 6  # episodes; a single one may be mostly burst or mostly calm
 
 
@@ -47,7 +48,7 @@ def tune_heuristic(job: Job, name: str, pool: list[Requests]) -> dict[str, Any]:
             job.dashboard.scalars(generation.number, {f"{tags.TUNED}{name}/worth": generation.mean})
 
         options = _search_options(job, pool, f"tune-{name}")
-        found = tune(resolve(name), sigma=0.2, progress=progress, **options)
+        found = tune(resolve(name), sigma=0.2, population=job.config.search.population, progress=progress, **options)
     return {"values": found.policy.values.tolist(), "episodes": found.evaluations}
 
 
@@ -55,7 +56,8 @@ def imitate_policy(job: Job, teacher: CompiledPolicy) -> dict[str, Any]:
     """The scorer fitted to the choices of `teacher`. {"weights", "teacher", "agreement"}"""
     config = job.config.imitation
     with job.console.status(f"recording decisions of {teacher.name} …"):
-        rows, actions = record(teacher, job.fleet, job.episodes(TRAINING, config.episodes))
+        recorded = record(teacher, job.fleet, job.episodes(TRAINING, config.episodes))
+    rows, actions = thinned(*recorded, config.holds, np.random.default_rng(job.config.seed))
     scorer = Scorer(job.config.architecture)
     with stage(job.console, "imitation", config.epochs) as shown:
 
@@ -68,12 +70,15 @@ def imitate_policy(job: Job, teacher: CompiledPolicy) -> dict[str, Any]:
     return {"weights": scorer.get_weights().tolist(), "teacher": teacher.name, "agreement": agreement}
 
 
-def search_scorer(job: Job, start: np.ndarray, pool: list[Requests]) -> dict[str, Any]:
-    """CMA-ES over the scorer's weights, from `start`. {"weights", "episodes"}"""
+OPTIMISERS: dict[str, Any] = {"cma-es": CmaEs, "ars": Ars}
+
+
+def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Requests]) -> dict[str, Any]:
+    """`algorithm`, a key of OPTIMISERS, over the scorer's weights, from `start`. {"weights", "episodes"}"""
     config = job.config.search
     # One unit of the search is the typical size of a weight, so that a single sigma suits them all.
     unit = float(np.sqrt(np.mean(start**2)))
-    with stage(job.console, "cma-es", config.generations) as shown:
+    with stage(job.console, algorithm, config.generations) as shown:
         clock, attainment = Clock(), 0.0
 
         def progress(generation: Generation, policy: CompiledPolicy) -> None:
@@ -93,12 +98,15 @@ def search_scorer(job: Job, start: np.ndarray, pool: list[Requests]) -> dict[str
                 f"reward {generation.mean:.4f}  attainment {attainment:.1%}  {clock.rate():.0f} episodes/s",
             )
 
+        sigma = config.sigma if algorithm == "cma-es" else config.step
+        optimiser = OPTIMISERS[algorithm](
+            start / unit, sigma=sigma, population=config.population, seed=job.config.seed + 1
+        )
         found = search(
-            lambda x: job.learned(x * unit, "cma-es"),
-            start / unit,
-            sigma=config.sigma,
+            lambda x: job.learned(x * unit, algorithm),
+            optimiser,
             progress=progress,
-            **_search_options(job, pool, "cma-es"),
+            **_search_options(job, pool, algorithm),
         )
     return {"weights": (found.numbers * unit).tolist(), "episodes": found.evaluations}
 
@@ -106,7 +114,6 @@ def search_scorer(job: Job, start: np.ndarray, pool: list[Requests]) -> dict[str
 def _search_options(job: Job, pool: list[Requests], name: str) -> dict[str, Any]:
     config = job.config.search
     return {
-        "population": config.population,
         "generations": config.generations,
         "episodes": config.episodes,
         "pool": pool,

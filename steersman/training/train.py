@@ -14,11 +14,11 @@ from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.evaluate import Comparison, compare
 from steersman.training.export import export_bundle
-from steersman.training.job import HELD_OUT, TRAINING, VALIDATION, Job
+from steersman.training.job import HELD_OUT, SELECTION, TRAINING, VALIDATION, Job
 from steersman.training.paired import Paired
 from steersman.training.report import comparison_json, comparison_table
 from steersman.training.run import Run, write_json
-from steersman.training.stages import imitate_policy, search_scorer, size, tune_heuristic
+from steersman.training.stages import OPTIMISERS, imitate_policy, search_scorer, size, tune_heuristic
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,13 @@ def _train(job: Job, command: str) -> Result:
 
     # 3. … and improves on it, by search and by PPO.
     for algorithm in config.algorithms:
-        if algorithm == "cma-es":
+        if algorithm in OPTIMISERS:
             budget = config.search.population * config.search.generations * config.search.episodes
             dashboard.phase(algorithm, budget)
-            found = run.once(algorithm, lambda: search_scorer(job, start, pool))
+            found = run.once(algorithm, lambda algorithm=algorithm: search_scorer(job, algorithm, start, pool))  # type: ignore[misc]
         else:
             dashboard.phase(algorithm, config.ppo.steps)
-            best_so_far = list(candidates.values())[-1]
-            first = {"best": best_so_far, "imitation": start, "scratch": None}[config.ppo.start]
+            first = {"best": best_of(job, candidates), "imitation": start, "scratch": None}[config.ppo.start]
             found = run.once(algorithm, lambda algorithm=algorithm, first=first: ppo.learn(job, algorithm, first))  # type: ignore[misc]
         candidates[algorithm] = np.array(found["weights"])
     dashboard.phase("")
@@ -144,6 +143,13 @@ def _train(job: Job, command: str) -> Result:
     tuned = {f"{name}-tuned": name for name in config.tune}
     best_spec = spec_of(tuned[best.name], best) if best.name in tuned else best.name
     return Result(winner, best_spec, comparison, paired, run.bundle)
+
+
+def best_of(job: Job, candidates: dict[str, np.ndarray]) -> np.ndarray:
+    """The weights that are worth most on the episodes that choose within a stage."""
+    policies = [job.learned(weights, name) for name, weights in candidates.items()]
+    episodes = job.episodes(SELECTION, 2 * len(job.config.loads))
+    return list(candidates.values())[int(job.arena.values(policies, episodes, seed=SELECTION).argmax())]
 
 
 def worth_deploying(paired: Paired) -> bool:

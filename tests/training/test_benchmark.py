@@ -28,7 +28,7 @@ from steersman.training.benchmark.learning import training_config
 from steersman.training.benchmark.plan import Asked, make_plan
 from steersman.training.benchmark.play import play
 from steersman.training.benchmark.scenario import Setting, load_scenario, shipped
-from steersman.training.benchmark.tuning import PATIENCE, Converged, Watch
+from steersman.training.benchmark.tuning import STRETCH, Converged, Watch
 from steersman.training.objective import Arena
 from steersman.training.search import Generation
 
@@ -95,7 +95,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """Few heuristics and a small budget."""
-    known = {name: resolve(name) for name in ("jsed", "least-requests", "push-shed")}
+    known = {name: resolve(name) for name in ("jsed", "least-requests", "push-shed", "push-hold-shed")}
     patch.setattr(contenders, "heuristics", lambda: known)
     patch.setattr(plan, "FULL", SMALL)
 
@@ -265,21 +265,23 @@ def test_the_ceiling_adds_up_over_replicas(files: Path) -> None:
 # Tuning
 
 
-def test_a_search_that_has_converged_stops_and_keeps_what_it_had_at_half() -> None:
-    watch = Watch(8)
+def test_a_search_that_has_converged_stops_and_keeps_what_it_had_early() -> None:
+    watch = Watch(4)
     policy = resolve("jsed")
 
-    def see(number: int, best: float) -> None:
-        watch.see(Generation(number, 10 * number, best, 0.5, 0.1), policy.with_values(np.array([float(number)])))
+    def see(number: int, mean: float) -> None:
+        watch.see(Generation(number, 10 * number, 0.9, mean, 0.1), policy.with_values(np.array([float(number)])))
 
-    for number in range(1, 6):
+    for number in range(1, 2 * STRETCH + 1):
+        see(number, 0.5 + 0.001 * number)  # it still gains
+    for number in range(2 * STRETCH + 1, 3 * STRETCH + 1):
         see(number, 0.6)
-    for number in range(6, 5 + PATIENCE):
-        see(number, 0.5)
+    for number in range(3 * STRETCH + 1, 4 * STRETCH):
+        see(number, 0.6)
     with pytest.raises(Converged):
-        see(5 + PATIENCE, 0.5)
-    assert (watch.half_values, watch.half_episodes) == ([4.0], 40)
-    assert (watch.values, watch.episodes) == ([5.0 + PATIENCE], 50 + 10 * PATIENCE)
+        see(4 * STRETCH, 0.6)
+    assert (watch.early_values, watch.early_episodes) == ([4.0], 40)
+    assert (watch.values, watch.episodes) == ([4.0 * STRETCH], 40 * STRETCH)
 
 
 # The command
@@ -321,7 +323,7 @@ def test_the_evaluations_that_were_used_are_told(run: tuple[Path, dict[str, Any]
 @pytest.mark.parametrize("budget", [FULL, QUICK])
 def test_a_learned_policy_and_its_teacher_stay_within_the_budget(budget: Budget) -> None:
     config = training_config(budget, "default", "default", None, 0)
-    teacher = budget.generations // 2 * budget.population * budget.episodes
+    teacher = budget.teacher_generations * budget.population * budget.episodes
     search = config.search.generations * config.search.population * config.search.episodes
     assert teacher + search + config.imitation.episodes + 2 * config.validation_episodes <= budget.evaluations
 

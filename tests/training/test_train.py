@@ -54,6 +54,7 @@ WORKLOAD = {
 TRAINING = {
     "description": "A small run.",
     "compare": ["jsed", "least-requests", "push-shed"],
+    "algorithms": ["cma-es", "ars", "maskable-ppo"],
     "search": {"population": 4, "generations": 3, "episodes": 2, "pool": 6},
     "imitation": {"episodes": 2, "epochs": 2, "batch": 64},
     "ppo": {"steps": 512, "envs": 4, "rollout": 64, "batch": 64},
@@ -104,7 +105,7 @@ def test_a_run_exports_a_bundle_with_its_scorecard(run: Path) -> None:
     assert manifest.fleet["description"] == FLEET["description"]
     assert manifest.command.startswith("steersman train")
     names = [policy["policy"] for policy in json.loads((run / "comparison.json").read_text())["policies"]]
-    assert names == ["jsed", "least-requests", "push-shed", "push-shed-tuned", manifest.name]
+    assert names == ["jsed", "least-requests", "push-shed", "push-shed-tuned", "push-hold-shed-tuned", manifest.name]
     assert manifest.scorecard["learned"] == manifest.name
     assert {path.stem for path in (run / "figures").glob("*.png")} >= {"goodput", "attainment", "ttft_cdf", "tpot_cdf"}
 
@@ -112,14 +113,19 @@ def test_a_run_exports_a_bundle_with_its_scorecard(run: Path) -> None:
 def test_every_algorithm_leaves_its_curves(run: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for algorithm in ("cma-es", "maskable-ppo", "best-heuristic"):
+    for algorithm in ("cma-es", "ars", "maskable-ppo", "best-heuristic"):
         events = EventAccumulator(str(run / algorithm)).Reload()
         assert events.Scalars("slo/attainment/chat")[-1].step == 1000
     assert len(EventAccumulator(str(run / "maskable-ppo")).Reload().Scalars("train/loss/value")) >= 1
 
 
 def test_the_tuned_heuristic_and_the_learned_policy_have_one_budget(run: Path) -> None:
-    assert stage(run, "tune-push-shed")["episodes"] == stage(run, "cma-es")["episodes"] == 4 * 3 * 2
+    names = ("tune-push-shed", "tune-push-hold-shed", "cma-es", "ars")
+    assert {stage(run, name)["episodes"] for name in names} == {4 * 3 * 2}
+
+
+def test_the_scorer_imitates_the_teacher_in_its_tuned_form(run: Path) -> None:
+    assert stage(run, "imitation")["teacher"] == "push-hold-shed-tuned"
 
 
 def test_the_run_is_a_policy_for_evaluation(run: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:

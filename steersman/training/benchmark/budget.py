@@ -17,9 +17,9 @@ class Budget(Model):
     """The full benchmark. One budget of simulated episodes for all: each tuned heuristic, and the learned policy."""
 
     population: int = Field(default=16, ge=4, description="candidates of a generation of a search")
-    generations: int = Field(default=60, ge=4)
+    generations: int = Field(default=160, ge=4)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
-    pool: int = Field(default=48, ge=1, description="training episodes to draw from")
+    pool: int = Field(default=192, ge=1, description="training episodes to draw from")
     imitation_episodes: int = Field(default=9, ge=1)
     imitation_epochs: int = Field(default=12, ge=1)
     validation_episodes: int = Field(default=12, ge=1)
@@ -36,6 +36,11 @@ class Budget(Model):
         min_length=1,
         description="where goodput is compared, times the best heuristic's capacity",
     )
+
+    @property
+    def teacher_generations(self) -> int:
+        """Of the budget of a learned policy, those that go into tuning its teacher: a quarter."""
+        return max(1, self.generations // 4)
 
     @property
     def evaluations(self) -> int:

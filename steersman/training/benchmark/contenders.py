@@ -15,7 +15,7 @@ from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.learning import learn, training_config
 from steersman.training.benchmark.scenario import Scenario
 from steersman.training.benchmark.tuning import tuned, with_numbers
-from steersman.training.job import TRAINING, VALIDATION, Job
+from steersman.training.job import TRAINING, Job
 from steersman.training.run import Run
 from steersman.training.stages import size
 
@@ -77,27 +77,25 @@ def sized(scenario: Scenario, folder: Folder, console: Console) -> float:
 def prepared(scenario: Scenario, folder: Folder, console: Console) -> list[Contender]:
     """Tuned heuristics and learned policies for a scenario.
 
-    Every tunable heuristic has the whole budget. The learned policies' teacher is the best of them as it was at half
-    of the budget, and they have the other half: nobody had more.
+    Every tunable heuristic has the whole budget. The learned policies' teacher, who sends, holds and sheds, is taken as
+    it was after a quarter of the budget, and they have the rest: nobody had more.
     """
     budget, load = folder.plan.budget, sized(scenario, folder, console)
     job = _job(scenario, folder, console, 0)
     try:
         job.load = load
         pool = job.episodes(TRAINING, budget.pool)
-        searched, halves = [], {}
+        searched, early = [], {}
         for name, policy in heuristics().items():
             if not policy.params:
                 continue
             stored = job.run.once(f"tune-{name}", lambda name=name: tuned(job, name, budget, pool))  # type: ignore[misc]
             own = with_numbers(name, stored["values"], f"{name}, tuned")
             searched.append(_alone(own.name, own, "tuned", stored["episodes"]))
-            halves[name] = (with_numbers(name, stored["half_values"], name), stored["half_episodes"])
+            early[name] = (with_numbers(name, stored["early_values"], name), stored["early_episodes"])
         if not budget.training_seeds:
             return searched
-        teachers = [policy for policy, _ in halves.values()]
-        worths = job.arena.values(teachers, job.validation, seed=VALIDATION)
-        teacher, spent = list(halves.values())[int(worths.argmax())]
+        teacher, spent = early[job.config.imitation.teacher]
     finally:
         job.close()
     members, evaluations = [], []

@@ -12,16 +12,16 @@ from steersman.training.config import ImitationConfig, SearchConfig, TrainingCon
 from steersman.training.job import TRAINING, VALIDATION, Job
 from steersman.training.stages import imitate_policy, search_scorer
 
-BATCH = 256  # decisions: the episodes are short, and with large batches there would be few steps
+ALGORITHM = "ars"
 SEEDS_APART = 10_000  # first seeds of the training episodes of two training seeds
 
 
 def training_config(budget: Budget, workload: str, fleet: str, episode_s: float | None, seed: int) -> TrainingConfig:
-    """The training of one learned policy: what is left of the budget, when its teacher has had half of it.
+    """The training of one learned policy: what is left of the budget, when its teacher has had a quarter of it.
 
     One generation less than that, for the episodes of the imitation and of the choice at the end.
     """
-    own = max(1, budget.generations - budget.generations // 2 - 1)
+    own = max(1, budget.generations - budget.teacher_generations - 1)
     return TrainingConfig(
         description="A policy for the benchmark.",
         workload=workload,
@@ -29,7 +29,7 @@ def training_config(budget: Budget, workload: str, fleet: str, episode_s: float 
         seed=seed,
         episode_s=episode_s,
         search=SearchConfig(population=budget.population, generations=own, episodes=budget.episodes, pool=budget.pool),
-        imitation=ImitationConfig(episodes=budget.imitation_episodes, epochs=budget.imitation_epochs, batch=BATCH),
+        imitation=ImitationConfig(episodes=budget.imitation_episodes, epochs=budget.imitation_epochs),
         validation_episodes=budget.validation_episodes,
     )
 
@@ -41,7 +41,7 @@ def learn(job: Job, teacher: CompiledPolicy, seed: int) -> dict[str, Any]:
     """
     pool = job.episodes(TRAINING + SEEDS_APART * (1 + seed), job.config.search.pool)
     cloned = imitate_policy(job, teacher)
-    found = search_scorer(job, np.array(cloned["weights"]), pool)
+    found = search_scorer(job, ALGORITHM, np.array(cloned["weights"]), pool)
     candidates = {"imitation": cloned["weights"], "search": found["weights"]}
     policies = [job.learned(np.array(weights), name) for name, weights in candidates.items()]
     worths = job.arena.values(policies, job.validation, seed=VALIDATION)

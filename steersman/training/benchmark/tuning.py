@@ -17,41 +17,43 @@ from steersman.training.progress import stage
 from steersman.training.search import Generation, tune
 
 SIGMA = 0.2  # of each parameter's range, at the start
-EVEN = 5e-4  # of worth: a generation whose best is no further from its mean has nothing left to choose from
-PATIENCE = 3  # such generations in a row
+STRETCH = 20  # generations over which worth is averaged: single ones draw easy and hard episodes
+GAIN = 5e-4  # of worth, from one stretch to the next: less is none
 
 
 class Converged(Exception):
-    """Raised out of a search that has nothing left to find."""
+    """Raised out of a search that finds no more."""
 
 
 class Watch:
-    """Follows a search: tells when it has converged, and keeps what it had found when half of it was done."""
+    """Follows a search: tells when it has converged, and keeps what it had found after `early` generations."""
 
-    def __init__(self, generations: int) -> None:
-        self._half = generations // 2
-        self._even = 0
+    def __init__(self, early: int) -> None:
+        self._early = early
+        self._means: list[float] = []
         self.values: list[float] = []
         self.episodes = 0
-        self.half_values: list[float] = []
-        self.half_episodes = 0
+        self.early_values: list[float] = []
+        self.early_episodes = 0
 
     def see(self, generation: Generation, policy: CompiledPolicy) -> None:
-        """Raises Converged after `PATIENCE` generations of equals."""
+        """Raises Converged after a stretch of generations that was no better than the one before."""
         self.values, self.episodes = policy.values.tolist(), generation.evaluations
-        if generation.number <= self._half:
-            self.half_values, self.half_episodes = self.values, self.episodes
-        self._even = self._even + 1 if generation.best - generation.mean < EVEN else 0
-        if self._even >= PATIENCE:
-            raise Converged
+        if generation.number <= self._early:
+            self.early_values, self.early_episodes = self.values, self.episodes
+        self._means.append(generation.mean)
+        if generation.number % STRETCH == 0 and len(self._means) >= 2 * STRETCH:
+            before, last = np.mean(self._means[-2 * STRETCH : -STRETCH]), np.mean(self._means[-STRETCH:])
+            if last < before + GAIN:
+                raise Converged
 
 
 def tuned(job: Job, name: str, budget: Budget, pool: Sequence[Requests]) -> dict[str, Any]:
-    """The heuristic's numbers after the search, and after half of its budget.
+    """The heuristic's numbers after the search, and after the teacher's share of its budget.
 
-    {"values", "episodes", "half_values", "half_episodes"}; episodes: simulated for it.
+    {"values", "episodes", "early_values", "early_episodes"}; episodes: simulated for it.
     """
-    watch = Watch(budget.generations)
+    watch = Watch(budget.teacher_generations)
     with stage(job.console, f"{job.run.folder.name}: tuning {name}", budget.generations) as shown:
 
         def progress(generation: Generation, policy: CompiledPolicy) -> None:
@@ -77,8 +79,8 @@ def tuned(job: Job, name: str, budget: Budget, pool: Sequence[Requests]) -> dict
     return {
         "values": watch.values,
         "episodes": watch.episodes,
-        "half_values": watch.half_values,
-        "half_episodes": watch.half_episodes,
+        "early_values": watch.early_values,
+        "early_episodes": watch.early_episodes,
     }
 
 

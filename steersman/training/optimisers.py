@@ -1,0 +1,95 @@
+"""What proposes the numbers that a search tries: a population at a time, told what each was worth."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from cmaes import CMA, SepCMA
+
+
+class Optimiser(Protocol):
+    """Maximises. `ask` and `tell` take turns."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Where it stands, (P,)."""
+        ...
+
+    @property
+    def spread(self) -> float:
+        """How far from there it looks, in units of the search."""
+        ...
+
+    def ask(self) -> list[np.ndarray]:
+        """The population, each (P,)."""
+        ...
+
+    def tell(self, values: np.ndarray) -> None:
+        """What each of the last `ask` was worth, (population,)."""
+        ...
+
+
+class CmaEs:
+    """CMA-ES: Hansen, "The CMA Evolution Strategy: A Tutorial", 2016, by the library `cmaes`.
+
+    Above 200 numbers only the diagonal of the covariance is learned. bounds: (P, 2) or None.
+    """
+
+    def __init__(
+        self, start: np.ndarray, *, sigma: float, population: int, seed: int, bounds: np.ndarray | None = None
+    ) -> None:
+        kind = SepCMA if len(start) > 200 else CMA
+        self._cma = kind(mean=start.astype(float), sigma=sigma, seed=seed, population_size=population, bounds=bounds)
+        self._population, self._sigma = population, sigma
+        self._asked: list[np.ndarray] = []
+
+    @property
+    def mean(self) -> np.ndarray:
+        return np.array(self._cma.mean, dtype=float)
+
+    @property
+    def spread(self) -> float:
+        return float(getattr(self._cma, "_sigma", self._sigma))
+
+    def ask(self) -> list[np.ndarray]:
+        self._asked = [self._cma.ask() for _ in range(self._population)]
+        return self._asked
+
+    def tell(self, values: np.ndarray) -> None:
+        self._cma.tell([(x, -float(v)) for x, v in zip(self._asked, values, strict=True)])
+
+
+class Ars:
+    """Augmented random search: Mania, Guy and Recht, "Simple random search of static policies", 2018 (ARS V1-t).
+
+    Half of the population are random directions, the other half their opposites. The better half of the directions
+    move the mean, each by the difference that it made, in units of the standard deviation of what they were worth.
+    sigma: both the size of a direction and of a step.
+    """
+
+    def __init__(self, start: np.ndarray, *, sigma: float, population: int, seed: int) -> None:
+        self._mean, self._sigma, self._population = start.astype(float), sigma, population
+        self._rng = np.random.default_rng(seed)
+        self._directions = np.zeros((0, len(start)))
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self._mean
+
+    @property
+    def spread(self) -> float:
+        return self._sigma
+
+    def ask(self) -> list[np.ndarray]:
+        self._directions = self._rng.normal(size=(self._population // 2, len(self._mean)))
+        steps = np.concatenate([self._directions, -self._directions])
+        return list(self._mean + self._sigma * steps)
+
+    def tell(self, values: np.ndarray) -> None:
+        pairs = values.reshape(2, -1)
+        top = np.argsort(-pairs.max(axis=0), kind="stable")[: max(1, pairs.shape[1] // 2)]
+        deviation = pairs[:, top].std()
+        if deviation > 0:
+            gain = (pairs[0, top] - pairs[1, top]) @ self._directions[top]
+            self._mean = self._mean + self._sigma / (len(top) * deviation) * gain
