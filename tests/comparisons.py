@@ -42,6 +42,7 @@ def episode(seed: int, slowness: float, shed: float = 0.0, count: int = 120) -> 
         e2e_s=ttft + 100 * tpot,
         attained=~lost & (ttft <= ttft_slo) & (tpot <= tpot_slo),
         cached_tokens=(table["prompt_tokens"] // 3).astype(np.int32),
+        holds=np.zeros(count, np.int32),
     )
     return Episode(Requests(table, np.zeros(0, np.int64), 16, TENANTS, 60.0), outcomes, usage, 60.0)
 

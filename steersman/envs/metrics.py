@@ -19,6 +19,7 @@ def episode_metrics(episode: Episode, fleet: Fleet) -> dict[str, float]:
         "shed": s.shed / max(1, s.arrived),
         "failed": s.failed / max(1, s.arrived),
         "cancelled": s.cancelled / max(1, s.arrived),
+        "held": s.held / max(1, s.arrived),
         "ttft_p50_s": s.ttft_s.p50,
         "ttft_p99_s": s.ttft_s.p99,
         "tpot_p50_s": s.tpot_s.p50,

@@ -36,6 +36,7 @@ class Outcomes:
     e2e_s: np.ndarray  # float64 (N,)
     attained: np.ndarray  # bool (N,)
     cached_tokens: np.ndarray  # int32 (N,): prompt tokens that the replica had cached
+    holds: np.ndarray  # int (N,): how often it was held at its gateway
 
 
 class Latency(Model):
@@ -86,6 +87,7 @@ class Summary(Model):
     shed: int
     failed: int
     cancelled: int
+    held: int  # at least once
     prefix_hit: float  # cached over prompt tokens of completed requests
     throughput_tokens_per_s: float  # output tokens
     busy: float
@@ -195,6 +197,7 @@ def summarise(
         shed=int((state == State.SHED).sum()),
         failed=int((state == State.FAILED).sum()),
         cancelled=int((state == State.CANCELLED).sum()),
+        held=int((joined("holds") > 0).sum()),
         prefix_hit=float(cached[done].sum() / max(1, prompt[done].sum())),
         throughput_tokens_per_s=float(usage["output_tokens"].sum() / duration),
         busy=float(np.mean([r.busy for r in replicas])),

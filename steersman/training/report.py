@@ -20,7 +20,7 @@ ALWAYS = 9
 MISSING = "–"
 NOTES = (
     "Shares in %. SLO met: share of arrived requests within both SLOs. TTFT, TPOT: P50 / P99 of completed "
-    "requests. busy: time with an iteration running. occ: running sequences over max_num_seqs. "
+    "requests. busy: time with an iteration running. occ: running sequences over max_num_seqs. held: at the gateway. "
     "Bold: best of its column."
 )
 
@@ -112,6 +112,11 @@ def columns(summaries: Sequence[Summary]) -> list[Column]:
         Column("occ", (Part(lambda s: s.occupancy, _whole, 0),), keep=3),
         Column("prefix\nhit", (Part(lambda s: s.prefix_hit, _percent, 1),), keep=4),
         Column("shed", (Part(lambda s: s.shed / max(1, s.arrived), _percent, -1),), keep=5),
+        *(
+            [Column("held", (Part(lambda s: s.held / max(1, s.arrived), _percent, 0),), keep=1)]
+            if any(s.held for s in summaries)
+            else []
+        ),
         Column(
             "$ / 1k\ngood",
             (Part(lambda s: s.cost_per_1000_good or None, lambda v: f"{v:.{_digits(v)}f}", -1),),

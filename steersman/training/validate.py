@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from steersman.agents.policies import resolve
 from steersman.runtime.draw import draw
 from steersman.runtime.errors import UserError
@@ -71,11 +69,11 @@ def validate(
             requests = at_rate(drawn, load * capacity)
             for policy in policies:
                 told(f"load {load:g}, {policy.name}: {len(requests)} requests in {requests.window_s:.0f} s")
-                real, holds = play(live, requests, policy, seed)
+                real = play(live, requests, policy, seed)
                 failed = int((real.outcomes.state == State.FAILED).sum())
                 if failed > len(requests) // 2:
                     raise UserError(f"{failed} of {len(requests)} requests failed on the replicas; see their logs")
-                played.append(simulate(fleet, load, policy, real, holds, seed))
+                played.append(simulate(fleet, load, policy, real, seed))
     return played
 
 
@@ -86,21 +84,21 @@ def at_rate(requests: Requests, rate_rps: float) -> Requests:
     return replace(requests, table=table, duration_s=seconds)
 
 
-def play(live: LiveRuntime, requests: Requests, policy: CompiledPolicy, seed: int) -> tuple[Episode, np.ndarray]:
-    """One episode in real time. Returns it, and how often each request was held, int32 (N,)."""
+def play(live: LiveRuntime, requests: Requests, policy: CompiledPolicy, seed: int) -> Episode:
+    """One episode in real time."""
     bound = policy.bind(seed)
     live.reset(requests)
     due = live.advance()
     while due:
         due = live.step(int(pick(bound.score(live.rows, live.mask), live.mask)))
-    return live.episode, live.holds
+    return live.episode
 
 
-def simulate(fleet: Fleet, load: float, policy: CompiledPolicy, real: Episode, holds: np.ndarray, seed: int) -> Played:
+def simulate(fleet: Fleet, load: float, policy: CompiledPolicy, real: Episode, seed: int) -> Played:
     """The two simulated versions of a real episode. Gateways read metrics as seldom as the live one does."""
     runtime = SimulatedRuntime(fleet.model_copy(update={"scrape_s": SCRAPE_S}))
     runtime.reset(real.requests)
-    runtime.replay_each(real.outcomes.replica, holds)
+    runtime.replay_each(real.outcomes.replica, real.outcomes.holds)
     replayed = runtime.episode
     runtime.reset(real.requests)
     runtime.run(policy, seed)

@@ -38,7 +38,7 @@ def test_it_is_a_gymnasium_vector_environment_with_a_declared_autoreset_mode() -
     assert [part.shape for part in step[1:4]] == [(SIZE,)] * 3
 
 
-@pytest.mark.parametrize("reward", ["slo", "latency"])
+@pytest.mark.parametrize("reward", ["slo", "missed", "latency"])
 def test_every_step_is_that_of_single_environments(reward: str) -> None:
     """Over several episodes of each: observations, rewards, ends, masks and metrics are equal."""
     envs, singles = make(reward=reward, load=(0.5, 6.0)), []

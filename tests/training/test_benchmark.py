@@ -298,6 +298,8 @@ def test_the_json_has_every_policy_and_pair(run: tuple[Path, dict[str, Any]]) ->
             "least-requests",
             "push-shed, as shipped",
             "push-shed, tuned",
+            "push-hold-shed, as shipped",
+            "push-hold-shed, tuned",
             "learned",
             "jsed?decode_weight=0.5, given",
         }

@@ -26,18 +26,17 @@ TWO = fleet({}, {"profile": "llama-3.1-8b-l40s-bf16"})
 LIMITS = TWO.table()["max_num_seqs"]
 
 
-def real(policy: str = "round-robin", seed: int = 0) -> tuple[Episode, np.ndarray]:
+def real(policy: str = "round-robin", seed: int = 0) -> Episode:
     rng = np.random.default_rng(seed)
     requests = episode(np.sort(rng.uniform(0, 20, 200)), rng.integers(20, 2000, 200), rng.integers(1, 120, 200))
     runtime = SimulatedRuntime(TWO)
     runtime.reset(requests)
     runtime.run(resolve(policy))
-    return runtime.episode, runtime.records["holds"]
+    return runtime.episode
 
 
 def played(load: float = 1.0, policy: str = "round-robin", seed: int = 0) -> Played:
-    kept, holds = real(policy, seed)
-    return simulate(TWO, load, resolve(policy), kept, holds, 0)
+    return simulate(TWO, load, resolve(policy), real(policy, seed), 0)
 
 
 def slower(one: Played, factor: float) -> Played:
@@ -47,7 +46,7 @@ def slower(one: Played, factor: float) -> Played:
 
 @pytest.mark.parametrize("policy", ["round-robin", "simulated:PATIENT"])
 def test_an_engine_like_the_simulator_gives_no_error(policy: str) -> None:
-    assert real(policy)[1].any() == (policy == "simulated:PATIENT")
+    assert real(policy).outcomes.holds.any() == (policy == "simulated:PATIENT")
     for name, one in measures([played(policy=policy)], LIMITS).items():
         assert one.error == pytest.approx(0.0, abs=1e-9), name
         assert one.low == pytest.approx(0.0, abs=1e-9)
@@ -62,7 +61,7 @@ def test_the_error_is_a_fraction_of_the_real_figure_and_has_an_interval() -> Non
 
 
 def test_throughput_and_occupancy_are_counted_within_the_window() -> None:
-    kept, _ = real()
+    kept = real()
     assert throughput(kept) <= kept.requests.table["output_tokens"].sum() / kept.duration_s
     assert 0 < occupancy(kept, LIMITS) < 1
     held = kept.outcomes.e2e_s.sum() / kept.duration_s / LIMITS.sum()
@@ -120,8 +119,7 @@ def test_profiles_are_given_for_all_groups_or_for_one() -> None:
 
 
 def test_the_policy_in_use_is_any() -> None:
-    kept, holds = real()
-    assert simulate(TWO, 1.0, FASTEST, kept, holds, 0).policy == "fastest"
+    assert simulate(TWO, 1.0, FASTEST, real(), 0).policy == "fastest"
 
 
 def test_arrivals_are_stretched_to_the_rate() -> None:

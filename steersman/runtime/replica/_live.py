@@ -117,11 +117,6 @@ class LiveRuntime:
         """What became of every request so far."""
         return self._current.outcomes
 
-    @property
-    def holds(self) -> np.ndarray:
-        """How often each request was held so far, int32 (N,)."""
-        return self._current.holds
-
     def usage(self) -> np.ndarray:
         """USAGE (R,) over the arrival window so far, by the scheduler's own counts.
 
@@ -194,8 +189,8 @@ class _Episode:
             e2e_s=np.full(n, np.nan),
             attained=np.zeros(n, np.bool_),
             cached_tokens=np.zeros(n, np.int32),
+            holds=np.zeros(n, np.int32),
         )
-        self.holds = np.zeros(n, np.int32)
         self.reported: list[int] = []
         self._salt = secrets.token_hex(8)  # caches know nothing of the last episode's prompts
         self._usage = np.zeros(len(pool.replicas), USAGE)
@@ -274,7 +269,7 @@ class _Episode:
             task.add_done_callback(self._tasks.discard)
         elif action == len(self.scheduler.mask) - 2 and self.scheduler.mask[action]:
             pause_s = self.scheduler.held(ticket)
-            self.holds[index] = ticket.holds
+            self.outcomes.holds[index] = ticket.holds
             heapq.heappush(self._held, (self.scheduler.now + pause_s, index, ticket))
         else:
             self.scheduler.shed(ticket)

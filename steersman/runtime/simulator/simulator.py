@@ -49,6 +49,7 @@ def outcome_columns(outcomes: np.ndarray) -> Outcomes:
         e2e_s=outcomes["e2e_s"],
         attained=outcomes["attained"],
         cached_tokens=outcomes["cached_tokens"],
+        holds=outcomes["holds"],
     )
 
 
