@@ -89,5 +89,5 @@ class TrainingConfig(Model):
     search: SearchConfig = SearchConfig()
     imitation: ImitationConfig = ImitationConfig()
     ppo: PpoConfig = PpoConfig()
-    validation_episodes: int = Field(default=6, ge=1)
-    held_out_episodes: int = Field(default=8, ge=2)
+    validation_episodes: int = Field(default=12, ge=1)
+    held_out_episodes: int = Field(default=24, ge=2)
