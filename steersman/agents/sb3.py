@@ -15,12 +15,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from steersman.agents.scorer import Scorer
+from steersman.agents.scorer import Scorer, candidates
 from steersman.runtime.network import Architecture
-from steersman.runtime.observation import COLUMN, WIDTH
+from steersman.runtime.observation import WIDTH
 
 VALUE_WIDTH = 64
-_IS_REPLICA, _IS_HOLD = COLUMN["is_replica"], COLUMN["is_hold"]
 
 
 class ScorerExtractor(BaseFeaturesExtractor):
@@ -41,8 +40,7 @@ class ScorerExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
         observations = observations.reshape(*observations.shape[:-1], self.candidates, WIDTH)
-        real = observations[..., _IS_REPLICA] + observations[..., _IS_HOLD] > 0
-        real[..., -1] = True  # shed
+        real = candidates(observations)
         logits = (self.sharpness * self.scorer(observations)).masked_fill(~real, -1e8)
         embedded = torch.tanh(self.embed(self.scorer.normalise(observations)))
         weights = real.to(embedded.dtype).unsqueeze(-1)

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, split
-from steersman.runtime.observation import CANDIDATE_FEATURES, WIDTH
+from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, WIDTH
 from steersman.runtime.scoring import LIMIT
+
+
+def candidates(observations: torch.Tensor) -> torch.Tensor:
+    """bool (…, C): the rows of observations (…, C, WIDTH) that are no padding, nor a hold that is over."""
+    real = observations[..., COLUMN["is_replica"]] + observations[..., COLUMN["is_hold"]] > 0
+    real[..., -1] = True  # shed
+    return real
 
 
 class Scorer(nn.Module):

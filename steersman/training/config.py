@@ -17,8 +17,7 @@ class SearchConfig(Model):
     generations: int = Field(default=120, ge=1)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
-    sigma: float = Field(default=0.15, gt=0, description="CMA-ES: first step, in typical weights")
-    step: float = Field(default=0.15, gt=0, description="ARS: its step, in typical weights")
+    sigma: float = Field(default=0.15, gt=0, description="of steps, in typical weights; CMA-ES adapts it")
 
 
 class ImitationConfig(Model):

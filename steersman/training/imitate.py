@@ -7,15 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from steersman.agents.scorer import Scorer
+from steersman.agents.scorer import Scorer, candidates
 from steersman.runtime.fleet import Fleet
-from steersman.runtime.observation import COLUMN, WIDTH
+from steersman.runtime.observation import WIDTH
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.training.config import ImitationConfig
-
-_IS_REPLICA, _IS_HOLD = COLUMN["is_replica"], COLUMN["is_hold"]
 
 
 def record(policy: CompiledPolicy, fleet: Fleet, episodes: Sequence[Requests]) -> tuple[np.ndarray, np.ndarray]:
@@ -53,8 +51,7 @@ def imitate(
     rng = np.random.default_rng(seed)
     assert rows.shape[-1] == WIDTH
     inputs, targets = torch.from_numpy(rows), torch.from_numpy(actions).long()
-    real = inputs[..., _IS_REPLICA] + inputs[..., _IS_HOLD] > 0
-    real[:, -1] = True
+    real = candidates(inputs)
     steps = max(1, len(rows) // config.batch)
     optimiser = torch.optim.Adam(scorer.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

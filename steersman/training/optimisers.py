@@ -11,6 +11,8 @@ from cmaes import CMA, SepCMA
 class Optimiser(Protocol):
     """Maximises. `ask` and `tell` take turns."""
 
+    population: int  # how many `ask` gives
+
     @property
     def mean(self) -> np.ndarray:
         """Where it stands, (P,)."""
@@ -41,7 +43,7 @@ class CmaEs:
     ) -> None:
         kind = SepCMA if len(start) > 200 else CMA
         self._cma = kind(mean=start.astype(float), sigma=sigma, seed=seed, population_size=population, bounds=bounds)
-        self._population, self._sigma = population, sigma
+        self.population, self._sigma = population, sigma
         self._asked: list[np.ndarray] = []
 
     @property
@@ -53,7 +55,7 @@ class CmaEs:
         return float(getattr(self._cma, "_sigma", self._sigma))
 
     def ask(self) -> list[np.ndarray]:
-        self._asked = [self._cma.ask() for _ in range(self._population)]
+        self._asked = [self._cma.ask() for _ in range(self.population)]
         return self._asked
 
     def tell(self, values: np.ndarray) -> None:
@@ -69,7 +71,7 @@ class Ars:
     """
 
     def __init__(self, start: np.ndarray, *, sigma: float, population: int, seed: int) -> None:
-        self._mean, self._sigma, self._population = start.astype(float), sigma, population
+        self._mean, self._sigma, self.population = start.astype(float), sigma, 2 * (population // 2)
         self._rng = np.random.default_rng(seed)
         self._directions = np.zeros((0, len(start)))
 
@@ -82,7 +84,7 @@ class Ars:
         return self._sigma
 
     def ask(self) -> list[np.ndarray]:
-        self._directions = self._rng.normal(size=(self._population // 2, len(self._mean)))
+        self._directions = self._rng.normal(size=(self.population // 2, len(self._mean)))
         steps = np.concatenate([self._directions, -self._directions])
         return list(self._mean + self._sigma * steps)
 

@@ -42,11 +42,12 @@ def paired(a: Sequence[float], b: Sequence[float], seed: int) -> tuple[float, fl
         raise ValueError(f"paired statistics need equally many episodes of both, at least one; got {len(a)}, {len(b)}")
     x, y = np.asarray(a, float), np.asarray(b, float)
     drawn = np.random.default_rng(seed).integers(0, len(x), (RESAMPLES, len(x)))
-    ratios = np.sort(_ratio(x[drawn].mean(axis=1), y[drawn].mean(axis=1)))
+    ratios = np.sort(ratio(x[drawn].mean(axis=1), y[drawn].mean(axis=1)))
     low, high = ratios[round(0.025 * (RESAMPLES - 1))], ratios[round(0.975 * (RESAMPLES - 1))]
-    return float(_ratio(x.mean(), y.mean())), float(low), float(high)
+    return float(ratio(x.mean(), y.mean())), float(low), float(high)
 
 
-def _ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:
+def ratio(a: np.ndarray | np.floating, b: np.ndarray | np.floating) -> np.ndarray:
+    """a / b; 1 where both are 0, infinite where only b is."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((a == 0) & (b == 0), 1.0, np.asarray(a) / b)

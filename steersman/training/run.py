@@ -43,8 +43,7 @@ class Run:
         Raises:
             UserError: it cannot be written.
         """
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        folder = root / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-{stamp}"
+        folder = root / stamped(name)
         try:
             folder.mkdir(parents=True, exist_ok=False)
             text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -86,6 +85,11 @@ class Run:
         result = work()
         write_json(path, result)
         return result
+
+
+def stamped(name: str) -> str:
+    """`name`, fit for a file, and the time."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -56,14 +56,12 @@ def search(
     without playing, and so goes on as if it had never stopped.
     """
     rng = np.random.default_rng(seed)
-    told = np.zeros((0, 0))
+    told = _load(checkpoint, optimiser.population)
     for number in range(generations):
         # A stratified draw: one of each stretch of the pool, so that every load appears equally often.
         edges = np.linspace(0, len(pool), episodes + 1).astype(int)
         drawn = [pool[int(rng.integers(low, max(low + 1, high)))] for low, high in itertools.pairwise(edges)]
         asked = optimiser.ask()
-        if number == 0:
-            told = _load(checkpoint, len(asked))
         if number < len(told):
             values = told[number]
         else:
@@ -71,9 +69,9 @@ def search(
             told = np.vstack([told, values])
             _save(checkpoint, told)
         optimiser.tell(values)
-        played = (number + 1) * len(asked) * episodes
+        played = (number + 1) * optimiser.population * episodes
         progress(Generation(number + 1, played, values.max(), values.mean(), optimiser.spread), make(optimiser.mean))
-    return Found(make(optimiser.mean), optimiser.mean, generations * told.shape[1] * episodes)
+    return Found(make(optimiser.mean), optimiser.mean, generations * optimiser.population * episodes)
 
 
 def tune(policy: CompiledPolicy, *, sigma: float, population: int, seed: int, **options: Any) -> Found:

@@ -98,9 +98,8 @@ def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Reques
                 f"reward {generation.mean:.4f}  attainment {attainment:.1%}  {clock.rate():.0f} episodes/s",
             )
 
-        sigma = config.sigma if algorithm == "cma-es" else config.step
         optimiser = OPTIMISERS[algorithm](
-            start / unit, sigma=sigma, population=config.population, seed=job.config.seed + 1
+            start / unit, sigma=config.sigma, population=config.population, seed=job.config.seed + 1
         )
         found = search(
             lambda x: job.learned(x * unit, algorithm),

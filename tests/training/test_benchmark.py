@@ -20,7 +20,7 @@ from steersman.runtime.fleet import load_fleet
 from steersman.training.benchmark import benchmark as top
 from steersman.training.benchmark import contenders, plan
 from steersman.training.benchmark.budget import FULL, QUICK, Budget
-from steersman.training.benchmark.capacity import capacities, crossings, interval, margins, ratio, resampled
+from steersman.training.benchmark.capacity import capacities, crossings, interval, margins, resampled
 from steersman.training.benchmark.ceiling import ceiling_tokens_per_s
 from steersman.training.benchmark.contenders import Contender
 from steersman.training.benchmark.counts import Cell, Curve, Load, jain
@@ -30,6 +30,7 @@ from steersman.training.benchmark.play import play
 from steersman.training.benchmark.scenario import Setting, load_scenario, shipped
 from steersman.training.benchmark.tuning import STRETCH, Converged, Watch
 from steersman.training.objective import Arena
+from steersman.training.paired import ratio
 from steersman.training.search import Generation
 
 FLEET = {

@@ -14,12 +14,12 @@ from numba import types
 from steersman.runtime import bookkeeping, prefixes
 from steersman.runtime.compiled import address_of, caller, carray, copy_bytes, inner, njit, pointer
 from steersman.runtime.guard import guard
-from steersman.runtime.holding import pause_s
 from steersman.runtime.observation import WIDTH, encode
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.policy import SCORE, pick
-from steersman.runtime.simulator.engine import complete, enqueue, free_slot, new_slot, plan, scrape, stream_to
+from steersman.runtime.simulator.engine import complete, enqueue, free_slot, plan, scrape, stream_to
 from steersman.runtime.simulator.faults import strike
+from steersman.runtime.simulator.held import hold, release
 from steersman.runtime.simulator.state import CLUSTER, open_book, open_state, tree_of
 
 _SHED, _CANCELLED = int(RequestState.SHED), int(RequestState.CANCELLED)
@@ -64,54 +64,6 @@ def _first(times):
         if times[k] < times[least]:
             least = np.int64(k)
     return least
-
-
-# Held requests, in a binary heap by when they are decided anew, then by the order of arrival
-
-
-@inner(inline=True)
-def _sooner(s, i, j):
-    p, q = s.sequences[i], s.sequences[j]
-    return p.queued < q.queued or (p.queued == q.queued and p.request < q.request)
-
-
-@inner
-def _hold(a, request, gateway):
-    """The pending request waits at its gateway for a pause."""
-    s = open_state(a)
-    c, row, i = s.cluster[0], s.requests[request], new_slot(s)
-    q = s.sequences[i]
-    q.request, q.gateway, q.generated = request, gateway, c.holds + 1
-    q.queued = c.now + pause_s(s.tenants[row.tenant].ttft_slo_s)
-    open_book(a, gateway).fleet[0].held += 1.0
-    k = c.n_held
-    c.n_held += 1
-    while k > 0 and _sooner(s, i, s.held[(k - 1) >> 1]):
-        s.held[k] = s.held[(k - 1) >> 1]
-        k = (k - 1) >> 1
-    s.held[k] = i
-
-
-@inner
-def _release(a):
-    """The first of the held requests leaves the heap. Returns it."""
-    s = open_state(a)
-    c, first = s.cluster[0], s.held[0]
-    c.n_held -= 1
-    i, k, child = s.held[c.n_held], 0, 1
-    while child < c.n_held:
-        if child + 1 < c.n_held and _sooner(s, s.held[child + 1], s.held[child]):
-            child += 1
-        if not _sooner(s, s.held[child], i):
-            break
-        s.held[k] = s.held[child]
-        k, child = child, 2 * child + 1
-    s.held[k] = i
-    q = s.sequences[first]
-    open_book(a, q.gateway).fleet[0].held -= 1.0
-    c.holds = q.generated
-    free_slot(s, first)
-    return np.int64(q.request)
 
 
 @inner
@@ -173,7 +125,7 @@ def _to_next(a):
         return False
     c.now = arrival
     if held:
-        c.pending, c.retried, c.observed = _release(a), 2, 0
+        c.pending, c.retried, c.observed = release(a), 2, 0
         return True
     c.pending, c.retried, c.observed, c.holds = c.next_request, 0, 0, 0
     c.next_request += 1
@@ -250,7 +202,7 @@ def _apply(a, action):
         expected = min(book.tenant_views[q.tenant].output_tokens, float(q.max_tokens))
         enqueue(a, action, index, g, believed, expected)
     elif action == c.n_candidates - 2 and mask[action]:
-        _hold(a, index, g)
+        hold(a, index, g)
     else:
         s.outcomes[index].state, s.outcomes[index].holds = _SHED, min(c.holds, MOST_HOLDS)
         bookkeeping.settle(book, q.tenant, False)

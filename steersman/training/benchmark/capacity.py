@@ -73,9 +73,3 @@ def interval(values: np.ndarray) -> Interval:
     """The first value, with the percentiles of the others."""
     low, high = np.quantile(values[1:], [0.025, 0.975], method="nearest")
     return Interval(float(values[0]), float(low), float(high))
-
-
-def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a / b row by row; 1 where both are 0, infinite where only b is."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((a == 0) & (b == 0), 1.0, a / b)

@@ -15,12 +15,12 @@ from steersman.training.benchmark.capacity import (
     interval,
     margins,
     member_weights,
-    ratio,
     resampled,
 )
 from steersman.training.benchmark.contenders import Contender
 from steersman.training.benchmark.counts import METRICS, Cell, Load, curve, jain, shares
 from steersman.training.benchmark.scenario import Scenario
+from steersman.training.paired import ratio
 
 
 class Measured(NamedTuple):

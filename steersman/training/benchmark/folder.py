@@ -13,8 +13,6 @@ benchmarks/<name>-<stamp>/
 from __future__ import annotations
 
 import json
-import re
-from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -24,7 +22,7 @@ from steersman.runtime.config import Model, validate
 from steersman.runtime.errors import UserError
 from steersman.training.benchmark.budget import Budget
 from steersman.training.benchmark.scenario import Scenario, raw
-from steersman.training.run import write_json
+from steersman.training.run import stamped, write_json
 
 
 class Plan(Model):
@@ -52,8 +50,7 @@ class Folder:
         Raises:
             UserError: it cannot be written.
         """
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        path = root / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}-{stamp}"
+        path = root / stamped(name)
         try:
             path.mkdir(parents=True, exist_ok=False)
             for scenario in [*plan.scenarios, *plan.bases]:
