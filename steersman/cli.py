@@ -191,31 +191,51 @@ def explain(
 
 @app.command()
 def serve(
-    fleet: Annotated[str, typer.Option("--fleet", help="A fleet's name or file, with backends.")] = "local",
-    policy: Annotated[str, typer.Option("--policy", help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    config: Annotated[
+        str | None, typer.Option("--config", help="A gateway's name or file; the options below go before its keys.")
+    ] = None,
+    fleet: Annotated[
+        str | None, typer.Option("--fleet", help="A fleet's name or file, with backends. [default: local]")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="A run folder, a bundle, or a heuristic. [default: jsed]")
+    ] = None,
     fallback: Annotated[
-        str, typer.Option(help="The heuristic that decides when the policy cannot.")
-    ] = "least-requests",
+        str | None,
+        typer.Option(help="The heuristic that decides when the policy cannot. [default: least-requests]"),
+    ] = None,
     workload: Annotated[
-        str, typer.Option("--workload", help="Where tenants and their SLOs are read from.")
-    ] = "default",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8080,
+        str | None, typer.Option("--workload", help="Where tenants and their SLOs are read from. [default: default]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
+    sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
     from steersman.agents.policies import serving
+    from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
     from steersman.runtime.fleet import load_fleet
+    from steersman.runtime.gateway import GatewayConfig, GatewayTenant
     from steersman.runtime.gateway import serve as run_gateway
+    from steersman.runtime.tenant import Tenant
     from steersman.runtime.workload import load_workload
 
+    path = None if config is None else find_config("gateways", config)
+    given = {"fleet": fleet, "policy": policy, "fallback": fallback, "workload": workload, "host": host, "port": port}
+    keys = {} if path is None else read_yaml(path)
+    keys |= {key: value for key, value in given.items() if value is not None}
+    settings = validate(GatewayConfig, apply_sets(keys, sets or []), "serve" if path is None else str(path))
+    tenants = settings.tenants or {
+        name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
+        for name, tenant in load_workload(find_config("workloads", settings.workload)).tenants.items()
+    }
     code = run_gateway(
-        load_fleet(find_config("fleets", fleet)),
-        serving(policy),
-        serving(fallback),
-        load_workload(find_config("workloads", workload)).tenants,
-        host=host,
-        port=port,
+        settings,
+        load_fleet(find_config("fleets", settings.fleet)),
+        tenants,
+        serving(settings.policy),
+        serving(settings.fallback),
     )
     raise typer.Exit(code)
 

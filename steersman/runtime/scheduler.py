@@ -104,6 +104,7 @@ class Scheduler:
         self._matched = np.zeros(len(self.replicas))
         self._table = tenant_table(self.tenants)
         self._clock = clock
+        self._caps: dict[int, float] = {}
         self._compile()
         self._start()
 
@@ -131,28 +132,38 @@ class Scheduler:
 
         exclude: replicas that it has been tried on.
         """
+        self._staged = self._pool.stage(ticket.request.keys)
+        full = [r for r, cap in self._caps.items() if self.inflight(r) >= cap and self.replicas["up"][r] == 1]
+        if not full and not exclude:
+            return self._look(ticket, False)
+        up = self.replicas["up"].copy()
+        try:
+            self.replicas["up"][list(exclude)] = 0
+            self.replicas["up"][full] = 2
+            allowed = self._look(ticket, bool(exclude))
+            if not allowed and full:  # rather one that starts slowly than none
+                self.replicas["up"][full] = 1
+                self.replicas["up"][list(exclude)] = 0
+                allowed = self._look(ticket, bool(exclude))
+        finally:
+            self.replicas["up"] = up
+        return allowed
+
+    def _look(self, ticket: Ticket, again: bool) -> int:
         q, now = ticket.request, self.now
-        self._staged = self._pool.stage(q.keys)
-        allowed = _observe(
+        return _observe(
             now,
             self.replicas,
             self.book,
             (q.tenant, q.prompt_tokens, q.max_tokens, q.model, q.regions, q.priority),
             self._pool.blocks,
             (self._staged, len(q.keys), q.block_tokens),
-            now - ticket.arrived_s if exclude or ticket.holds else 0.0,
+            now - ticket.arrived_s if again or ticket.holds else 0.0,
             self._matched,
             self.rows,
             self.mask,
             self.reasons,
         )
-        for r in exclude:
-            if self.mask[r]:
-                self.mask[r], self.reasons[r] = False, Reason.DOWN
-                allowed -= 1
-        if not allowed:
-            self.mask[-2], self.reasons[-2] = False, Reason.WAITED
-        return int(allowed)
 
     def decide(self, ticket: Ticket, exclude: Collection[int] = ()) -> Decision:
         """Guard, score, pick. The caller carries it out with `dispatched`, `held` or `shed`."""
@@ -262,7 +273,9 @@ class Scheduler:
     def streamed(self, ticket: Ticket, tokens: int) -> None:
         """`tokens` more came after the first."""
         if ticket.stage is Stage.DECODING and tokens > 0:
-            bookkeeping.stream(self.book, ticket.replica, tokens)
+            self._context_tokens[ticket.replica] += (
+                tokens  # as `bookkeeping.stream`: at every token, so that a call counts
+            )
             ticket.streamed += tokens
             ticket.last_token_s = self.now
 
@@ -340,15 +353,23 @@ class Scheduler:
         view["running"], view["waiting"], view["kv_use"] = running, waiting, min(1.0, max(0.0, kv_use))
         view["scraped_at_s"] = self.now
 
-    def set_up(self, replica: int, up: bool) -> None:
-        """Whether a replica may take requests. One that comes up again is believed to have lost its cache."""
-        if up and not self.replicas["up"][replica]:
+    def set_up(self, replica: int, up: bool, kept_cache: bool = False) -> None:
+        """Whether a replica may take requests. One that comes up again has lost its cache, unless it `kept_cache`."""
+        if up and not kept_cache and not self.replicas["up"][replica]:
             bookkeeping.forget(self.book, replica)
         self.replicas["up"][replica] = int(up)
+
+    def set_cap(self, replica: int, cap: float) -> None:
+        """How many requests a replica may have in flight, while another one may take them; infinite: any number."""
+        if cap == math.inf:
+            self._caps.pop(replica, None)
+        else:
+            self._caps[replica] = cap
 
     def _start(self) -> None:
         self._origin = self._clock()
         self.book = new_bookkeeping(self.replicas, self._table, self.prefix_block_tokens)
+        self._context_tokens = self.book.views["context_tokens"]
         self._pool, self._staged = Pool(self.book), 0
 
     def _compile(self) -> None:

@@ -30,8 +30,10 @@ class Call:
     keys: np.ndarray  # int64: identities of the prompt's full blocks
 
 
-def read_call(body: bytes) -> Call:
-    """The request in a body of /v1/completions or /v1/chat/completions.
+def read_call(body: bytes, embeds: bool = False) -> Call:
+    """The request in a body of /v1/completions or /v1/chat/completions, or (`embeds`) of /v1/embeddings.
+
+    An embedding counts as a prompt with one token of output.
 
     Raises:
         ApiError: 400, with what is wrong and in which field.
@@ -49,16 +51,16 @@ def read_call(body: bytes) -> Call:
     if limit is not None and not 0 <= limit < 2**31:
         raise ApiError(400, f"max_tokens must be a positive number, not {limit}", param="max_tokens")
     exact = None
+    if embeds:
+        if "input" not in data:
+            raise ApiError(400, "the body needs 'input'", param="input")
+        exact, text = _prompt(data["input"])
+        return Call(model, False, 1, len(text), exact, prefix_keys(text))
     if "messages" in data:
         messages = _field(data, "messages", (list,), [])
         text = b"\x02".join(_canonical(data, messages))
     elif "prompt" in data:
-        prompt = data["prompt"]
-        if isinstance(prompt, list) and prompt and all(type(p) is int for p in prompt):
-            exact = len(prompt)
-            text = (np.asarray(prompt, np.int64) & 0xFFFFFFFF).astype(np.uint32).tobytes()
-        else:
-            text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in _as_list(prompt)).encode()
+        exact, text = _prompt(data["prompt"])
     else:
         raise ApiError(400, "the body needs 'messages' or 'prompt'", param="messages")
     stream = bool(_field(data, "stream", (bool, type(None)), False))
@@ -81,6 +83,17 @@ def _field(data: dict[str, Any], name: str, types: tuple[type, ...], default: An
         wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
         raise ApiError(400, f"{name!r} must be {wanted}, not {type(value).__name__}", param=name)
     return value
+
+
+def _prompt(prompt: Any) -> tuple[int | None, bytes]:
+    """The exact length of a prompt of token ids, or None, and its canonical text."""
+    if isinstance(prompt, list) and prompt and all(type(p) is int for p in prompt):
+        try:
+            return len(prompt), (np.asarray(prompt, np.int64) & 0xFFFFFFFF).astype(np.uint32).tobytes()
+        except OverflowError:
+            raise ApiError(400, "a token id is out of range", param="prompt") from None
+    text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in _as_list(prompt))
+    return None, text.encode(errors="surrogatepass")
 
 
 def _as_list(value: Any) -> list[Any]:
