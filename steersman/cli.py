@@ -218,6 +218,7 @@ def serve(
     from steersman.runtime.fleet import load_fleet
     from steersman.runtime.gateway import GatewayConfig, GatewayTenant
     from steersman.runtime.gateway import serve as run_gateway
+    from steersman.runtime.observation import candidates_for
     from steersman.runtime.tenant import Tenant
     from steersman.runtime.workload import load_workload
 
@@ -230,12 +231,10 @@ def serve(
         name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
         for name, tenant in load_workload(find_config("workloads", settings.workload)).tenants.items()
     }
+    served = load_fleet(find_config("fleets", settings.fleet))
+    candidates = candidates_for(len(served.groups))
     code = run_gateway(
-        settings,
-        load_fleet(find_config("fleets", settings.fleet)),
-        tenants,
-        serving(settings.policy),
-        serving(settings.fallback),
+        settings, served, tenants, serving(settings.policy, candidates), serving(settings.fallback, candidates)
     )
     raise typer.Exit(code)
 

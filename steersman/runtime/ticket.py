@@ -33,14 +33,13 @@ class Kind(StrEnum):
     REFUSED = "refused"  # the guard allows no replica
 
 
-@dataclass(frozen=True)
-class LiveRequest:
+class LiveRequest(NamedTuple):
     """What a scheduler may know of a request when it arrives."""
 
     tenant: int  # index into the tenants
     prompt_tokens: int  # exact or estimated
     max_tokens: int = 0  # the client's limit on the output; 0: none stated
-    keys: np.ndarray = field(default_factory=lambda: NO_KEYS)  # int64: identities of its full prefix blocks
+    keys: np.ndarray = NO_KEYS  # int64: identities of its full prefix blocks
     block_tokens: int = 64  # tokens that one key stands for
     priority: int = 0
     model: int = -1  # index into the fleet's models; −1: any

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, NamedTuple
+
+import orjson
 
 _LONGEST_LINE = 4 << 20
 _NO_USAGE = re.compile(rb'"usage": ?null')
@@ -34,7 +35,7 @@ def read_usage(data: Any) -> Usage | None:
 def usage_of(body: bytes) -> Usage | None:
     """The usage in a whole response."""
     try:
-        return read_usage(json.loads(body))
+        return read_usage(orjson.loads(body))
     except ValueError:
         return None
 
@@ -86,7 +87,7 @@ class EventCounter:
             self.tokens += 1
         else:
             try:
-                event = json.loads(data)
+                event = orjson.loads(data)
             except ValueError:
                 return
             self.usage = read_usage(event) or self.usage
