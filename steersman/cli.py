@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
 app.add_typer(bench, name="bench")
+keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway's tenants.")
+app.add_typer(keys, name="keys")
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
 
 Traces = Annotated[
@@ -224,9 +226,9 @@ def serve(
 
     path = None if config is None else find_config("gateways", config)
     given = {"fleet": fleet, "policy": policy, "fallback": fallback, "workload": workload, "host": host, "port": port}
-    keys = {} if path is None else read_yaml(path)
-    keys |= {key: value for key, value in given.items() if value is not None}
-    settings = validate(GatewayConfig, apply_sets(keys, sets or []), "serve" if path is None else str(path))
+    values = {} if path is None else read_yaml(path)
+    values |= {key: value for key, value in given.items() if value is not None}
+    settings = validate(GatewayConfig, apply_sets(values, sets or []), "serve" if path is None else str(path))
     tenants = settings.tenants or {
         name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
         for name, tenant in load_workload(find_config("workloads", settings.workload)).tenants.items()
@@ -237,6 +239,37 @@ def serve(
         settings, served, tenants, serving(settings.policy, candidates), serving(settings.fallback, candidates)
     )
     raise typer.Exit(code)
+
+
+@keys.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose requests it sends.")],
+    file: Annotated[Path, typer.Option("--file", help="The gateway's key file; made where there is none.")] = Path(
+        "keys.yaml"
+    ),
+) -> None:
+    """Make an API key, keep its hash, and print it: it is never shown again."""
+    from steersman.runtime.gateway.keys import add_key
+
+    print(add_key(file, name, tenant))
+    console.print(f"only its hash is kept, in {file}; take the entry out there to revoke it", highlight=False)
+
+
+@app.command()
+def audit(
+    files: Annotated[list[Path], typer.Argument(help="Audit files, in the order in which they were written.")],
+) -> None:
+    """Check that an audit log is whole and unchanged, and that no request went where its data may not go."""
+    from steersman.runtime.gateway.audit import check
+
+    found = check(files)
+    console.print(
+        f"{found.lines} decisions on requests with a rule, {found.dispatched} dispatched, chain unbroken; "
+        f"{found.violations} where the data may not go",
+        highlight=False,
+    )
+    raise typer.Exit(1 if found.violations else 0)
 
 
 @bench.command()

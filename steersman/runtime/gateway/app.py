@@ -11,6 +11,7 @@ import math
 from collections.abc import Awaitable, Callable
 
 from steersman.runtime.gateway.access import Access, Caller
+from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
@@ -51,6 +52,7 @@ class Gateway:
         access: Access,
         *,
         fair: FairShares | None = None,
+        audit: Audit | None = None,
         open_metrics: bool = True,
     ) -> None:
         """open_metrics: /metrics is served here, to anybody."""
@@ -60,6 +62,7 @@ class Gateway:
         self.metrics = Metrics(scheduler)
         self.inflight = 0
         self.draining = False
+        self._audit = audit
         self._open_metrics = open_metrics
         self._idle = asyncio.Event()
         self._idle.set()
@@ -111,6 +114,8 @@ class Gateway:
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
         self.relay.sweep(now)
+        if self._audit is not None:
+            self._audit.flush()
 
     # What needs no decision
 
@@ -154,7 +159,7 @@ class Gateway:
         if caller.deadline_s is not None:
             deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
         try:
-            await self._decide_and_serve(exchange, call, ticket)
+            await self._decide_and_serve(exchange, caller, call, ticket)
         except asyncio.CancelledError:
             if not ticket.late or exchange.started:
                 raise
@@ -190,7 +195,7 @@ class Gateway:
             ticket.late = True
             exchange.task.cancel()
 
-    async def _decide_and_serve(self, exchange: Exchange, call: Call, ticket: Ticket) -> None:
+    async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
         scheduler, tenant = self.scheduler, ticket.request.tenant
         tried: list[int] = []
         failure: AttemptFailed | None = None
@@ -202,6 +207,16 @@ class Gateway:
             if kind is Kind.HOLD:
                 await self._held(ticket)
                 continue
+            if self._audit is not None and caller.regions:
+                self._audit.decided(
+                    exchange.request_id,
+                    self.access.names[caller.tenant],
+                    caller.regions,
+                    caller.data_class,
+                    kind,
+                    decision.replica,
+                    decision.policy,
+                )
             if kind is not Kind.DISPATCH:
                 scheduler.shed(ticket)
                 self.metrics.over(tenant, kind if failure is None else "failed")

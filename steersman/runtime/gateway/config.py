@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.access import GatewayTenant
+from steersman.runtime.gateway.audit import AuditConfig
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.gateway.limits import FairShares
 from steersman.runtime.gateway.tls import TlsConfig
@@ -30,6 +31,7 @@ class GatewayConfig(Model):
     http: HttpLimits = HttpLimits()
     health: HealthConfig = HealthConfig()
     fair_shares: FairShares | None = Field(default=None, description="bounds on tenants while the fleet is full")
+    audit: AuditConfig | None = Field(default=None, description="where requests with a rule on their data went")
     policy_limit_s: float = Field(default=1e-3, gt=0, description="a slower decision is the fallback's")
     drain_s: float = Field(default=30.0, ge=0, description="that requests in flight may take once it is to stop")
 

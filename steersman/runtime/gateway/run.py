@@ -18,6 +18,7 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.config import GatewayConfig
 from steersman.runtime.gateway.http.server import Server
 from steersman.runtime.gateway.keys import Keys
@@ -61,6 +62,7 @@ def serve(
         keys = None if config.keys is None else Keys(config.keys, tenants)
         tls = None if config.tls is None else Tls(config.tls)
         access = _access(fleet, tenants, keys)
+        audit = None if config.audit is None else Audit(config.audit, fleet)
         pool = Pool(fleet, config.health)
         scheduler = Scheduler(
             fleet,
@@ -76,7 +78,7 @@ def serve(
 
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_serve(config, pool, scheduler, access, tls, listener, console))
+            runner.run(_serve(config, pool, scheduler, access, audit, tls, listener, console))
     finally:
         listener.close()
     return 0
@@ -113,6 +115,7 @@ async def _serve(
     pool: Pool,
     scheduler: Scheduler,
     access: Access,
+    audit: Audit | None,
     tls: Tls | None,
     listener: socket.socket,
     console: Console,
@@ -138,7 +141,9 @@ async def _serve(
     gateway: Gateway | None = None
     try:
         await _start(pool, console)
-        gateway = Gateway(scheduler, pool, access, fair=config.fair_shares, open_metrics=access.keys is None)
+        gateway = Gateway(
+            scheduler, pool, access, fair=config.fair_shares, audit=audit, open_metrics=access.keys is None
+        )
         pool.on_change = _told(gateway, pool, console)
         server = Server(gateway.handle, config.http)
         await server.start(sock=listener, ssl=tls.context if tls else None)
@@ -173,6 +178,8 @@ async def _serve(
             await server.stop()
         if gateway is not None:
             gateway.relay.close()
+        if audit is not None:
+            audit.flush()
         await pool.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
