@@ -19,7 +19,7 @@ import httptools
 import uvloop
 from pydantic import BaseModel
 
-from steersman.training.bench.gateway.mock import MODEL, gap_user
+from steersman.training.bench.gateway.mock import MODEL, gap_prompt
 from steersman.training.bench.gateway.processes import cpu_s, resident_mib
 
 PATH = "/v1/chat/completions"
@@ -57,10 +57,10 @@ def requests(events: int, gap_ms: float) -> list[bytes]:
     """`PROMPTS` requests with different prompts of `PROMPT_BYTES` bytes."""
     made = []
     for i in range(PROMPTS):
-        prompt = (f"Question {i}: " + f"why did the answer to question {i} take so long? " * 40)[:PROMPT_BYTES]
+        prompt = (f"{gap_prompt(gap_ms)} Question {i}: " + f"why did the answer to question {i} take so long? " * 40)[:PROMPT_BYTES]
         body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 16}
         if events:
-            body |= {"max_tokens": events, "stream": True, "user": gap_user(gap_ms)}
+            body |= {"max_tokens": events, "stream": True}
         data = json.dumps(body).encode()
         head = f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         made.append(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)

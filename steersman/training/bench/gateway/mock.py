@@ -4,7 +4,7 @@ python -m steersman.training.bench.gateway.mock
 
 Prints its port, and ends when its standard input does: it cannot outlive who started it. A request without `stream`
 is answered at once; with it, `max_tokens` events come one by one, each a write of its own, `gap_ms` apart. The gap is
-read from the request's `user`: routers pass that field on, and not all pass one that they do not know.
+read from the prompt: not every router passes fields on that it does not know, nor `user`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
-_GAP = re.compile(r"gap_ms=([0-9.]+)")
+_GAP = re.compile(rb"gap_ms=([0-9.]+)")
 
 
-def gap_user(gap_ms: float) -> str:
-    """The request's `user` that asks for events `gap_ms` milliseconds apart."""
+def gap_prompt(gap_ms: float) -> str:
+    """The words in a prompt that ask for events `gap_ms` milliseconds apart."""
     return f"gap_ms={gap_ms:g}"
 
 
@@ -70,8 +70,8 @@ _FORMS = {
         {"delta": {"content": " word"}},
     ),
 }
-_INFO = {"model_path": MODEL, "served_model_name": MODEL, "tokenizer_path": MODEL, "is_generation": True, "dp_size": 1}
-# What routers of the field ask of a worker before they send it requests.
+# What routers of the field ask of a worker before they send it requests. No `model_path`: they would look for it.
+_INFO = {"served_model_name": MODEL, "is_generation": True, "dp_size": 1}
 _PAGES = {
     b"/health": _plain(b"", kind="text/plain"),
     b"/health_generate": _plain(b"", kind="text/plain"),
@@ -110,6 +110,8 @@ class MockServer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError:
+            raise
         except httptools.HttpParserError:
             self._transport.close()
 
@@ -133,9 +135,10 @@ class MockServer(asyncio.Protocol):
             self._over()
             return
         MockServer.running += 1
-        gap = _GAP.search(request.get("user") or "")
+        events = int(request.get("max_tokens") or request["max_completion_tokens"])  # routers may use the newer name
+        gap = _GAP.search(self._body)
         self._transport.write(_STREAM_HEAD)
-        self._stream(form, 0, int(request["max_tokens"]), self._loop.time(), float(gap[1] if gap else GAP_MS) / 1e3)
+        self._stream(form, 0, events, self._loop.time(), float(gap[1] if gap else GAP_MS) / 1e3)
 
     def _stream(self, form: _Form, sent: int, events: int, started_s: float, gap_s: float) -> None:
         """Write an event, or the end. Times are counted from the start, so that delays do not add up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,19 +12,22 @@ from steersman.runtime.errors import UserError
 
 PROC = Path("/proc")
 MIB = 2**20
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
 class Stat(NamedTuple):
     """A part of /proc/PID/stat."""
 
     parent: int
-    cpu_ticks: int  # user and system time of all its threads, and of its children that have ended
+    own_ticks: int  # user and system time of all its threads
+    ended_ticks: int  # of its children that have ended
 
 
 def parse_stat(text: str) -> Stat:
     """A line of /proc/PID/stat: proc_pid_stat(5). The name, second, may hold spaces and brackets."""
     fields = text.rpartition(")")[2].split()
-    return Stat(int(fields[1]), sum(int(field) for field in fields[11:15]))
+    utime, stime, cutime, cstime = (int(field) for field in fields[11:15])
+    return Stat(int(fields[1]), utime + stime, cutime + cstime)
 
 
 def tree(roots: Iterable[int], proc: Path = PROC) -> dict[int, Stat]:
@@ -50,7 +54,15 @@ def tree(roots: Iterable[int], proc: Path = PROC) -> dict[int, Stat]:
 
 def cpu_s(roots: Iterable[int], proc: Path = PROC) -> float:
     """Processor time of the tree so far, user and system, seconds."""
-    return sum(stat.cpu_ticks for stat in tree(roots, proc).values()) / os.sysconf("SC_CLK_TCK")
+    return sum(_own_s(pid, stat) + stat.ended_ticks / TICKS for pid, stat in tree(roots, proc).items())
+
+
+def _own_s(pid: int, stat: Stat) -> float:
+    """User and system time of a process. Its clock has nanoseconds, /proc only ticks of 10 ms."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # MAKE_PROCESS_CPUCLOCK(pid, CPUCLOCK_SCHED) of the kernel
+    except OSError:
+        return stat.own_ticks / TICKS
 
 
 def resident_mib(roots: Iterable[int], proc: Path = PROC) -> float:
