@@ -68,7 +68,7 @@ def gateway_tables(figures: dict[str, Any]) -> list[Table]:
     rows = figures["targets"]
     title = f"{rows[0]['machine']}; {rows[0]['rounds']} rounds of {rows[0]['seconds']:g} s"
     columns = ("target", "version", "added P50 ms", "P99 ms", "requests/s", "of direct", "CPU µs/request")
-    speed = _table(title, (*columns, "stream added ms", "longest gap ms", "CPU µs/stream", "errors"))
+    speed = _table(title, (*columns, "stream added ms", "longest gap ms", "stalled", "CPU µs/stream", "errors"))
     for r in rows:
         speed.add_row(
             r["name"],
@@ -80,6 +80,7 @@ def gateway_tables(figures: dict[str, Any]) -> list[Table]:
             f"{r['cpu_us_per_request']:.1f}",
             f"{r['stream_added_ms']:.1f}",
             f"{r['stream_max_gap_ms']:.1f}",
+            f"{r['stalled_streams']:.0%}",
             f"{r['cpu_us_per_stream']:.0f}",
             f"{r['errors']:.0f}",
         )

@@ -68,7 +68,8 @@ def mock() -> Iterator[tuple[int, int]]:
     """A mock backend: its port and process."""
     command = [sys.executable, "-m", "steersman.training.bench.gateway.mock"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdin is not None
     try:
         yield int(process.stdout.readline()), process.pid
     finally:

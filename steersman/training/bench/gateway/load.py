@@ -26,7 +26,8 @@ PATH = "/v1/chat/completions"
 PROMPT_BYTES = 1000
 PROMPTS = 256  # of different text, in turn
 STUCK_S = 30.0  # after which a request without an answer is given up
-PATIENCE = 100  # errors of one connection before it is given up
+PATIENCE = 100  # errors, after which nothing more is asked
+STALL_S = 0.035  # Nagle's algorithm and a delayed acknowledgement make one of 40 ms
 SAMPLE_S = 0.5
 
 
@@ -57,7 +58,9 @@ def requests(events: int, gap_ms: float) -> list[bytes]:
     """`PROMPTS` requests with different prompts of `PROMPT_BYTES` bytes."""
     made = []
     for i in range(PROMPTS):
-        prompt = (f"{gap_prompt(gap_ms)} Question {i}: " + f"why did the answer to question {i} take so long? " * 40)[:PROMPT_BYTES]
+        prompt = (f"{gap_prompt(gap_ms)} Question {i}: " + f"why did the answer to question {i} take so long? " * 40)[
+            :PROMPT_BYTES
+        ]
         body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 16}
         if events:
             body |= {"max_tokens": events, "stream": True}
@@ -218,6 +221,7 @@ async def run(job: Job) -> dict[str, float]:
         "p99_ms": 1e3 * quantile(clients.took_s, 0.99),
         "gap_p50_ms": 1e3 * quantile(clients.gap_s, 0.5),
         "gap_max_ms": 1e3 * quantile(clients.gap_s, 1.0),
+        "stalled": sum(gap >= STALL_S for gap in clients.gap_s),
     }
 
 
@@ -226,16 +230,15 @@ async def hold(job: Hold) -> dict[str, float]:
     clients = Clients(job.events, job.gap_ms)
     before_mib = resident_mib(job.pids)
     clients.going = True
-    ends_s = time.perf_counter() + job.events * job.gap_ms / 1e3
+    first_ends_s = time.perf_counter() + job.events * job.gap_ms / 1e3
     for i in range(job.streams):
         await clients.connect(job.ports[i % len(job.ports)])
-        ends_s = ends_s if i else time.perf_counter() + job.events * job.gap_ms / 1e3
     clients.going = False  # each asks once
     held, samples_mib = 0, []
-    while time.perf_counter() < ends_s - SAMPLE_S and clients.busy:
+    while clients.busy and time.perf_counter() + SAMPLE_S < first_ends_s:
         await asyncio.sleep(SAMPLE_S)
-        held = max(held, clients.streaming)
-        if clients.streaming >= min(held, job.streams):
+        if (streaming := clients.streaming) >= held:
+            held = streaming
             samples_mib.append(resident_mib(job.pids))
     await clients.quiet(STUCK_S)
     clients.close()
@@ -247,7 +250,6 @@ async def hold(job: Hold) -> dict[str, float]:
         "rss_before_mib": before_mib,
         "rss_first_mib": samples_mib[0] if samples_mib else before_mib,
         "rss_last_mib": samples_mib[-1] if samples_mib else before_mib,
-        "rss_max_mib": max(samples_mib, default=before_mib),
         "rss_after_mib": resident_mib(job.pids),
     }
 

@@ -30,7 +30,7 @@ from steersman.training.export import export_bundle
 CONCURRENCY = 16
 EVENTS, GAP_MS = 64, 2.0
 HOLD_EVENTS, HOLD_GAP_MS = 32, 500.0
-WARM_UP_S, IDLE_S = 0.5, 1.0
+WARM_UP_S, IDLE_S = 0.3, 1.0
 
 Figures = dict[str, float]
 
@@ -65,7 +65,7 @@ def bench(
     """
     with tempfile.TemporaryDirectory(prefix="steersman-bench-") as name, _ending_on_sigterm(), ExitStack() as stack:
         folder = Path(name)
-        targets, absent = find(only or NAMES, policy or str(_bundle(folder / "bundle")), peers, options)
+        targets, absent = find(only or NAMES, policy or str(random_bundle(folder / "bundle")), peers, options)
         _allow_many_files()
         backends = [stack.enter_context(mock()) for _ in range(2)]
         seen: dict[str, list[Round]] = {target.name: [] for target in targets}
@@ -86,9 +86,7 @@ def bench(
                     targets = [t for t in targets if t.name != target.name]
         direct = seen["direct"]
         common = {"machine": machine(), "rounds": rounds, "seconds": seconds}
-        rows = [
-            {**summary(t.name, t.version, seen[t.name], direct), **held.get(t.name, {}), **common} for t in targets
-        ]
+        rows = [{**summary(t.name, t.version, seen[t.name], direct), **held.get(t.name, {}), **common} for t in targets]
         return {"targets": rows}, absent
 
 
@@ -113,12 +111,11 @@ def _running(
 
 def _round(ports: list[int], pids: list[int], seconds: float) -> Round:
     common: dict[str, Any] = {"ports": ports, "pids": pids, "seconds": seconds}
-    warm = measured(Job(**{**common, "seconds": WARM_UP_S}, concurrency=CONCURRENCY))
-    del warm  # caches, compilers and connections to the backends
+    # The target has just been started: the first measurement warms it up, too, caches and connections to the backends.
     return Round(
-        measured(Job(**common, concurrency=1, warm_up_s=WARM_UP_S / 2)),
-        measured(Job(**common, concurrency=CONCURRENCY, warm_up_s=WARM_UP_S / 2, idle_s=IDLE_S)),
-        measured(Job(**common, concurrency=CONCURRENCY, warm_up_s=WARM_UP_S / 2, events=EVENTS, gap_ms=GAP_MS)),
+        measured(Job(**common, concurrency=1, warm_up_s=3 * WARM_UP_S)),
+        measured(Job(**common, concurrency=CONCURRENCY, warm_up_s=WARM_UP_S, idle_s=IDLE_S)),
+        measured(Job(**common, concurrency=CONCURRENCY, warm_up_s=WARM_UP_S, events=EVENTS, gap_ms=GAP_MS)),
     )
 
 
@@ -131,7 +128,8 @@ def summary(name: str, version: str, rounds: Sequence[Round], direct: Sequence[R
 
     Latencies and rates are medians over the rounds. `added_p50_ms` is at concurrency 1, `p50_ms`, `p99_ms` and
     `requests_per_s` are at `CONCURRENCY`. Processor time is summed over the rounds, net of what the target takes
-    without requests. `stream_max_gap_ms` is the longest wait of any stream for an event, the first one included.
+    without requests. `stream_max_gap_ms` is the longest wait of any stream for an event, the first one included;
+    `stalled_streams` is the share of those with a wait of `STALL_S` or more.
     """
     idle = sum(r.many["idle_cpu_s"] for r in rounds) / max(1e-9, sum(r.many["idle_s"] for r in rounds))
     pairs = list(zip(rounds, direct, strict=True))
@@ -142,11 +140,11 @@ def summary(name: str, version: str, rounds: Sequence[Round], direct: Sequence[R
         "p50_ms": median(r.many["p50_ms"] for r in rounds),
         "p99_ms": median(r.many["p99_ms"] for r in rounds),
         "requests_per_s": median(r.many["requests"] / r.many["seconds"] for r in rounds),
-        "of_direct": median(r.many["requests"] / d.many["requests"] for r, d in pairs),
+        "of_direct": median(r.many["requests"] / max(1, d.many["requests"]) for r, d in pairs),
         "cpu_us_per_request": _cpu_us([r.many for r in rounds], idle),
         "stream_added_ms": median(r.streams["p50_ms"] - d.streams["p50_ms"] for r, d in pairs),
         "stream_max_gap_ms": median(r.streams["gap_max_ms"] for r in rounds),
-        "stream_usual_gap_ms": median(r.streams["gap_p50_ms"] for r in rounds),
+        "stalled_streams": _share(sum(r.streams["stalled"] for r in rounds), [r.streams for r in rounds]),
         "cpu_us_per_stream": _cpu_us([r.streams for r in rounds], idle),
         "idle_cpu_share": idle,
         "errors": sum(part["errors"] for r in rounds for part in r),
@@ -155,11 +153,15 @@ def summary(name: str, version: str, rounds: Sequence[Round], direct: Sequence[R
 
 def _cpu_us(parts: Sequence[Figures], idle: float) -> float:
     """Microseconds of processor time for each request, without the share of `idle`."""
-    requests = sum(part["requests"] for part in parts)
-    return 1e6 * sum(part["cpu_s"] - idle * part["seconds"] for part in parts) / max(1, requests)
+    return 1e6 * _share(sum(part["cpu_s"] - idle * part["seconds"] for part in parts), parts)
 
 
-def _bundle(path: Path) -> Path:
+def _share(amount: float, parts: Sequence[Figures]) -> float:
+    """Of each request."""
+    return amount / max(1, sum(part["requests"] for part in parts))
+
+
+def random_bundle(path: Path) -> Path:
     """A bundle with random weights, except that it takes a replica, with few requests, whatever happens.
 
     A policy that sheds or holds would answer fast.

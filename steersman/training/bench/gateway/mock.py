@@ -76,8 +76,9 @@ _PAGES = {
     b"/health": _plain(b"", kind="text/plain"),
     b"/health_generate": _plain(b"", kind="text/plain"),
     b"/v1/models": _plain(
-        json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "mock"}]})
-        .encode()
+        json.dumps(
+            {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "mock"}]}
+        ).encode()
     ),
     **{
         path: _plain(json.dumps(_INFO).encode())
@@ -145,7 +146,9 @@ class MockServer(asyncio.Protocol):
         if sent < events:
             self._transport.write(form.event)
             delay_s = started_s + (sent + 1) * gap_s - self._loop.time()
-            self._timer = self._loop.call_later(max(0.0, delay_s), self._stream, form, sent + 1, events, started_s, gap_s)
+            self._timer = self._loop.call_later(
+                max(0.0, delay_s), self._stream, form, sent + 1, events, started_s, gap_s
+            )
             return
         self._timer = None
         MockServer.running -= 1

@@ -82,7 +82,9 @@ def _probe(python: str) -> dict[str, str]:
         done = subprocess.run([python, "-c", _PROBE], capture_output=True, text=True, timeout=60)
         found: dict[str, str] = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
-        raise UserError(f"--peers {python}: this is no Python that runs; give the path of a venv's bin/python") from None
+        raise UserError(
+            f"--peers {python}: this is no Python that runs; give the path of a venv's bin/python"
+        ) from None
     return found
 
 
@@ -109,7 +111,7 @@ def _steersman(policy: str, options: Sequence[str]) -> Command:
         fleet.write_text(yaml.safe_dump(fleet_of(backends)))
         serve = [sys.executable, "-m", "steersman.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
         serve += ["--fleet", str(fleet), "--policy", policy]
-        return [*serve, *(option.format(folder=folder) for option in options)]
+        return [*serve, *(option.replace("{folder}", str(folder)) for option in options)]
 
     return command
 
