@@ -112,5 +112,5 @@ def _answers(port: int) -> bool:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "it printed nothing"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if any(c.isalnum() for c in line)]
+    return lines[-1].strip(" │") if lines else "it printed nothing"  # typer draws a box around its errors
