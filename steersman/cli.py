@@ -323,6 +323,48 @@ def decision(
 
 
 @bench.command()
+def gateway(
+    policy: Annotated[
+        str | None, typer.Option(help="A run folder, a bundle, or a heuristic; by default random weights.")
+    ] = None,
+    peers: Annotated[Path | None, typer.Option(help="Another Python that has peers.", metavar="PYTHON")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A target besides `direct`.", metavar="NAME")] = None,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.", min=0.1)] = 2.0,
+    rounds: Annotated[int, typer.Option(help="Of all targets; medians count.", min=1)] = 3,
+    streams: Annotated[int, typer.Option(help="Held at once while memory is read; 0: none.", min=0)] = 2000,
+    serve_option: Annotated[
+        list[str] | None, typer.Option(help="Passed on to `steersman serve`.", metavar="OPTION")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the gateway adds to a request and takes for it, beside Envoy, sglang-router and vllm-router."""
+    import json
+
+    from steersman.training.bench.gateway.measure import bench as measure
+    from steersman.training.bench.show import gateway_tables
+
+    told = Console(stderr=True)
+    with told.status("starting …") as status:
+        figures, absent = measure(
+            policy,
+            peers,
+            only or (),
+            seconds=seconds,
+            rounds=rounds,
+            streams=streams,
+            options=serve_option or (),
+            say=status.update,
+        )
+    for sentence in absent:
+        told.print(sentence, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for table in gateway_tables(figures):
+        console.print(table, highlight=False)
+
+
+@bench.command()
 def training(
     rounds: Annotated[int, typer.Option(help="Rollouts and updates of either loop.", min=1)] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
