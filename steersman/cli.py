@@ -211,6 +211,9 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
+    ext_proc: Annotated[
+        bool, typer.Option("--ext-proc", help="Pick endpoints for Envoy, too, on ext_proc.port. [default: 9002]")
+    ] = False,
     sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
@@ -228,6 +231,8 @@ def serve(
     given = {"fleet": fleet, "policy": policy, "fallback": fallback, "workload": workload, "host": host, "port": port}
     values = {} if path is None else read_yaml(path)
     values |= {key: value for key, value in given.items() if value is not None}
+    if ext_proc:
+        values.setdefault("ext_proc", {})
     settings = validate(GatewayConfig, apply_sets(values, sets or []), "serve" if path is None else str(path))
     tenants = settings.tenants or {
         name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -28,6 +28,9 @@ from steersman.runtime.policy import Policy
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from steersman.runtime.gateway.ext_proc.server import PickerServer
 
 _SAID = {
     Status.UP: "up again, and takes its full share",
@@ -137,9 +140,11 @@ async def _serve(
         loop.add_signal_handler(number, on_signal)
     started = False
     server: Server | None = None
+    picker: PickerServer | None = None
     chores: asyncio.Task[None] | None = None
     gateway: Gateway | None = None
     try:
+        picker = _picker(config)
         await _start(pool, console)
         gateway = Gateway(
             scheduler, pool, access, fair=config.fair_shares, audit=audit, open_metrics=access.keys is None
@@ -148,9 +153,13 @@ async def _serve(
         server = Server(gateway.handle, config.http)
         await server.start(sock=listener, ssl=tls.context if tls else None)
         pool.watch(scheduler)
+        if picker is not None:
+            await picker.start(gateway)
         chores = asyncio.create_task(_chores(gateway, access, tls, console))
         started = True
         _announce(console, listener, scheduler, tls is not None)
+        if config.ext_proc is not None and picker is not None:
+            console.print(f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)", highlight=False)
         await stop.wait()
         gateway.draining = True
         server.stop_listening()
@@ -176,6 +185,8 @@ async def _serve(
             chores.cancel()
         if server is not None:
             await server.stop()
+        if picker is not None:
+            await picker.stop()
         if gateway is not None:
             gateway.relay.close()
         if audit is not None:
@@ -185,6 +196,17 @@ async def _serve(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
             console.print("stopped", highlight=False)
+
+
+def _picker(config: GatewayConfig) -> PickerServer | None:
+    """The port for Envoy, taken but not answering. What it needs is loaded only where it is asked for."""
+    if config.ext_proc is None:
+        return None
+    try:
+        from steersman.runtime.gateway.ext_proc.server import PickerServer
+    except ImportError as error:
+        raise UserError(f"ext_proc needs {error.name or 'grpcio'}: pip install 'steersman[envoy]'") from None
+    return PickerServer(config.ext_proc, config.http.body_bytes)
 
 
 def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Status], None]:
