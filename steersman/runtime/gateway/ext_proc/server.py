@@ -103,8 +103,9 @@ class PickerServer:
                 for answer in await session.take(parse(data)):
                     await write(answer)
         except Exception:
-            _log.exception("a request that Envoy carries failed")
-            await write(refusal(ApiError(500, "the gateway failed on this request", code="internal_error")))
+            if not context.done():  # else the client left while it was answered
+                _log.exception("a request that Envoy carries failed")
+                await write(refusal(ApiError(500, "the gateway failed on this request", code="internal_error")))
         finally:
             session.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -392,7 +393,8 @@ class Session:
         self._refusing = asyncio.get_running_loop().create_task(self._send(refusal(error)))
 
     async def _send(self, answer: bytes) -> None:
-        await self._write(answer)
+        with contextlib.suppress(Exception):  # whatever gRPC says when the client has left meanwhile
+            await self._write(answer)
 
     def _too_late(self) -> None:
         """The deadline has come: the request ends, as its answer has not begun."""
