@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -648,8 +649,15 @@ async def listening(process: asyncio.subprocess.Process) -> int:
     return int(listeners[0]["local_address"]["socket_address"]["port_value"])
 
 
-def retrying(manager: dict[str, object], fleet: dict[str, object], endpoints: Sequence[str]) -> None:
-    """What docs/envoy.md says for retries on further endpoints."""
+def retrying(manager: dict[str, Any], fleet: dict[str, Any], endpoints: Sequence[str]) -> None:
+    """Replace what the file for retries replaces."""
+    parts = yaml.safe_load((CONFIG.parent / "retries.yaml").read_text())
+    manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"] = parts["route"]
+    fleet.clear()
+    fleet |= parts["cluster"]
+    listed = fleet["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    for place, endpoint in zip(listed, endpoints, strict=True):
+        place["endpoint"]["address"]["socket_address"]["port_value"] = int(endpoint.rpartition(":")[2])
 
 
 @needs_envoy
@@ -753,3 +761,20 @@ async def test_what_is_sent_to_a_replica_that_goes_down_is_answered() -> None:
         async with await asking as response:
             assert response.status == 502
             assert (await response.json())["error"]["code"] == "replica_failed"
+
+
+@needs_envoy
+@pytest.mark.parametrize("how", ["dead", "status"])
+async def test_envoy_tries_a_further_endpoint_and_it_counts_there(how: str) -> None:
+    async with behind_envoy(Prefer(0, 1), fallbacks=1) as (p, client):
+        if how == "dead":
+            await p.served.backends[0].stop()
+        else:
+            p.served.backends[0].status = 500
+        async with client.post(PATH, json=STREAMED) as response:
+            assert response.status == 200
+            assert response.headers["X-Steersman-Replica"] == "r1"
+            assert await response.read() == b"".join(STREAM)
+        await p.served.idle()
+        assert p.metric("retries_total", replica="r0") == 1
+        assert p.metric("output_tokens_total", replica="r1") == 3
