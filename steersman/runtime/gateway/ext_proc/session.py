@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
@@ -14,7 +15,7 @@ from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
 from steersman.runtime.gateway.prompt import Call
 from steersman.runtime.gateway.relay import busy_s, renamed
-from steersman.runtime.replica._stream import EventCounter, usage_of
+from steersman.runtime.replica._stream import EventCounter, Usage, usage_of
 from steersman.runtime.ticket import Kind, Stage, Ticket
 
 DESTINATION = "x-gateway-destination-endpoint"
@@ -97,6 +98,7 @@ class Session:
         "_caller",
         "_counter",
         "_deadline",
+        "_given_up",
         "_headers",
         "_parts",
         "_picker",
@@ -130,7 +132,8 @@ class Session:
         self._deadline: asyncio.TimerHandle | None = None
         self._assumed: asyncio.TimerHandle | None = None
         self._refusing: asyncio.Task[None] | None = None
-        self.refused = False  # the client has its answer from here, and nothing more counts
+        self.refused = False  # the answers to the last part end the request
+        self._given_up = False  # it was ended from here in between, and nothing more counts
         self._answered = False  # a response has begun
         self._status = 0
         self._stream = False
@@ -142,7 +145,7 @@ class Session:
     async def take(self, message: Any) -> Collection[bytes]:
         """The next part of the request or of its response. Returns the answers to it, in order."""
         part = message.WhichOneof("request")
-        if self.refused or part is None:
+        if self._given_up or part is None:
             return _NOTHING
         try:
             if part == "response_body":
@@ -249,7 +252,7 @@ class Session:
             raise error
         replica = decision.replica
         scheduler.dispatched(ticket, replica)
-        if not call.stream:
+        if not call.stream or self._response_mode == messages.NONE:
             # The first token does not show: it is taken to come when it was predicted.
             self._assumed = loop.call_later(ticket.predicted_ttft_s, scheduler.first_token, ticket, True)
         endpoints = self._endpoints(replica, exclude)
@@ -312,7 +315,8 @@ class Session:
             self._over("failed")
             return self._picker.named(replica)
         gateway.pool.answered(replica)
-        self._stream = self._status == 200 and headers.get(b"content-type", b"").startswith(b"text/event-stream")
+        if self._response_mode != messages.NONE and self._status == 200:
+            self._stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if message.response_headers.end_of_stream:
             self._ended()
         return self._picker.named(replica)
@@ -330,8 +334,8 @@ class Session:
                     scheduler.streamed(ticket, tokens)
                 if counter.done:
                     self._over("done")
-            elif self._size <= _WHOLE_BYTES:
-                self._size += len(data)
+            elif (size := self._size + len(data)) <= _WHOLE_BYTES:
+                self._size = size
                 self._parts.append(data)
             if body.end_of_stream:
                 self._ended()
@@ -372,24 +376,31 @@ class Session:
         assert self._ticket is not None
         assert self._call is not None
         usage = self._counter.usage
-        if not self._stream and outcome == "done" and self._size <= _WHOLE_BYTES:
-            usage = usage_of(b"".join(self._parts))
+        if not self._stream and outcome == "done":
+            usage = self._expected() if self._response_mode == messages.NONE else usage_of(b"".join(self._parts))
         self._parts.clear()
         self._picker.gateway.over(self._ticket, self._call, outcome, usage)
+
+    def _expected(self) -> Usage:
+        """What an answer that is not shown counts as: its tenant's mean, which thereby stays what it is."""
+        assert self._ticket is not None
+        request, book = self._ticket.request, self._picker.gateway.scheduler.book
+        mean = math.ceil(book.tenant_views["output_tokens"][request.tenant])
+        return Usage(request.prompt_tokens, min(request.max_tokens, max(1, mean)), None)
 
     # Other ends
 
     def waits_for(self, replica: int) -> bool:
         """Whether a replica owes it the head of a response."""
         ticket = self._ticket
-        return ticket is not None and not self._answered and not self.refused and ticket.replica == replica
+        return ticket is not None and not self._answered and not self._given_up and ticket.replica == replica
 
     def give_up(self, error: ApiError) -> None:
         """Answer the client from here: the response has not begun."""
         assert self._ticket is not None
         if self._ticket.stage in (Stage.PREFILLING, Stage.DECODING):
             self._over("late" if self._ticket.late else "failed")
-        self.refused = True
+        self._given_up = True
         self._refusing = asyncio.get_running_loop().create_task(self._send(refusal(error)))
 
     async def _send(self, answer: bytes) -> None:
@@ -402,7 +413,7 @@ class Session:
         self._ticket.late = True
         if self._task is not None:
             self._task.cancel()
-        elif not self.refused:
+        elif not self._given_up:
             self.give_up(self._late())
 
     def _late(self) -> ApiError:
@@ -428,7 +439,7 @@ class Session:
             return
         if ticket.stage in (Stage.PREFILLING, Stage.DECODING):
             if self._answered and self._response_mode == messages.NONE:
-                self._ended()  # its body is not shown, so that nothing says otherwise
+                self._ended()  # its body is not shown: nothing says that it broke off
             elif gateway.scheduler.ended(ticket, ok=False, left=True) is not None:
                 gateway.metrics.over(ticket.request.tenant, "cancelled")
         gateway.scheduler.shed(ticket)  # if it still waits
