@@ -20,7 +20,7 @@ def find_config(folder: str, name: str | Path) -> Path:
         UserError: there is neither.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
             raise UserError(f"{path}: no such file")
         return path
