@@ -88,7 +88,7 @@ class ReplicaGroup(Model):
 
     name: str
     count: int = Field(default=1, ge=1, le=1024)
-    profile: str = Field(description="cost profile: a shipped name or a .yaml file")
+    profile: str | CostProfile = Field(description="cost profile: a shipped name, a .yaml file, or its numbers")
     kv_tokens: int = Field(gt=0, description="tokens that the KV cache holds")
     max_model_len: int = Field(default=131072, gt=0)
     max_num_seqs: int = Field(default=256, ge=1)
@@ -119,6 +119,11 @@ class ReplicaGroup(Model):
                 "every running sequence decodes one token per iteration"
             )
         return self
+
+    @property
+    def cost(self) -> CostProfile:
+        """The cost profile. Raises UserError: there is no such profile."""
+        return load_profile(self.profile) if isinstance(self.profile, str) else self.profile
 
 
 class Fault(Model):
@@ -196,7 +201,7 @@ class Fleet(Model):
         """The fleet as a REPLICA array, (replicas,)."""
         table = np.zeros(len(self.groups), REPLICA)
         for row, group in zip(table, self.groups, strict=True):
-            set_profile(row, load_profile(group.profile))
+            set_profile(row, group.cost)
             for name in _COPIED:
                 row[name] = getattr(group, name)
             row["queue"] = Queue[group.queue.upper()]
@@ -214,7 +219,7 @@ def with_profiles(fleet: Fleet, profiles: Sequence[str]) -> Fleet:
     Raises:
         UserError: there is no such group or profile.
     """
-    chosen = {group.name: group.profile for group in fleet.replicas}
+    chosen: dict[str, str | CostProfile] = {group.name: group.profile for group in fleet.replicas}
     for text in profiles:
         name, equals, profile = text.rpartition("=")
         if equals and name not in chosen:

@@ -162,7 +162,7 @@ class Scheduler:
         if self.policy is None or self.fallback is None:
             raise RuntimeError("this scheduler has no policy and fallback")
         started = time.perf_counter()
-        choice, failure = self._score(self.policy)
+        choice, failure, scores = self._score(self.policy)
         elapsed = time.perf_counter() - started
         if failure is None and elapsed > self.policy_limit_s:
             failure = Fallback.SLOW
@@ -170,25 +170,25 @@ class Scheduler:
         if failure is not None:
             self.fallbacks[failure] += 1
             name = self.fallback.name
-            choice, broken = self._score(self.fallback)
+            choice, broken, scores = self._score(self.fallback)
             if broken is not None:  # nobody scores: the emptiest replica is never a bad answer
                 inflight = np.where(self.mask[: len(self.replicas)], self.book.views["inflight"], np.inf)
                 name, choice = "least-inflight", int(np.argmin(inflight))
         if choice < len(self.replicas) and self.mask[choice]:
-            return Decision(Kind.DISPATCH, choice, name, elapsed, failure)
+            return Decision(Kind.DISPATCH, choice, name, elapsed, failure, scores=scores)
         if choice == self.candidates - 2 and self.mask[choice]:
-            return Decision(Kind.HOLD, -1, name, elapsed, failure)
-        return Decision(Kind.SHED, -1, name, elapsed, failure, {}, self._retry_after_s(ticket))
+            return Decision(Kind.HOLD, -1, name, elapsed, failure, scores=scores)
+        return Decision(Kind.SHED, -1, name, elapsed, failure, {}, self._retry_after_s(ticket), scores)
 
-    def _score(self, policy: Policy) -> tuple[int, Fallback | None]:
+    def _score(self, policy: Policy) -> tuple[int, Fallback | None, np.ndarray | None]:
         try:
             scores = np.asarray(policy.score(self.rows, self.mask), np.float64)
         except Exception:  # whatever a policy throws, requests go on
-            return -1, Fallback.ERROR
+            return -1, Fallback.ERROR, None
         if scores.shape != self.mask.shape:
-            return -1, Fallback.SHAPE
+            return -1, Fallback.SHAPE, None
         choice = _choose(np.ascontiguousarray(scores), self.mask)
-        return choice, None if choice >= 0 else Fallback.NOT_FINITE
+        return choice, None if choice >= 0 else Fallback.NOT_FINITE, scores
 
     def _retry_after_s(self, ticket: Ticket) -> float:
         allowed = self.mask[: len(self.replicas)]

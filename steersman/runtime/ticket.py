@@ -58,6 +58,8 @@ class Decision:
     fallback: Fallback | None = None
     reasons: Mapping[Reason, int] = field(default_factory=dict)  # if refused: why, with counts
     retry_after_s: float = 1.0  # until the best replica may meet the tenant's TTFT again
+    scores: np.ndarray | None = None  # float64 (C,): of the policy that decided; None where none did
+    version: str = ""  # of the policy that decided
 
 
 class Served(NamedTuple):

@@ -1,0 +1,19 @@
+"""What a journal may take: settings of the writer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from steersman.runtime.config import Model
+
+
+class JournalConfig(Model):
+    """Where decisions are journalled, and within which bounds."""
+
+    folder: Path = Field(description="of one gateway alone; made if it is missing")
+    segment_decisions: int = Field(default=4096, ge=1, le=1 << 20, description="decisions of a file")
+    segment_s: float = Field(default=5.0, gt=0, description="a file is begun after so long, even if it is small")
+    max_mib: int = Field(default=512, ge=1, description="all files together; the oldest ones go")
+    open_mib: int = Field(default=64, ge=1, description="memory for decisions of requests that are not over")
