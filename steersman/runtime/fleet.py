@@ -242,15 +242,22 @@ def set_profile(row: np.void, profile: CostProfile) -> None:
 
 def read_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
     """As `load_fleet`, but the profiles need not exist yet."""
-    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    path = Path(path)
+    fleet = validate(Fleet, apply_sets(_recorded(path) if path.is_dir() else read_yaml(path), sets or []), str(path))
     duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
     if duplicates:
         raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
     return fleet
 
 
+def _recorded(folder: Path) -> dict[str, Any]:
+    from steersman.runtime.journal.reader import read_journal  # its files hold fleets
+
+    return read_journal(folder).fleet.model_dump(mode="json", exclude_defaults=True)
+
+
 def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
-    """The fleet in a YAML file.
+    """The fleet in a YAML file, or the one that a journal's folder was recorded on.
 
     Raises:
         UserError: with what is wrong, in which key of which file.

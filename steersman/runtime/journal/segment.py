@@ -66,6 +66,7 @@ PACK_REQUEST, REQUEST = _record(
     ("replica", "i"),  # the last one that it went to; −1: none
     ("output_tokens", "i"),
     ("cached_tokens", "i"),  # as the replica told; −1: not told
+    ("matched_tokens", "i"),  # as the scheduler believed when it went there
     ("decisions", "i"),  # that it has in this file, one after the other
     ("holds", "i"),
     ("ttft_s", "f"),  # NaN where it does not show

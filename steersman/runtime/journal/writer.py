@@ -179,6 +179,7 @@ class Journal:
                 ticket.replica,
                 tokens,
                 cached_tokens,
+                ticket.matched_tokens,
                 len(copies),
                 ticket.holds,
                 ttft_s,

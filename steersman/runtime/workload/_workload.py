@@ -18,7 +18,7 @@ from steersman.runtime.plugins import nearest
 from steersman.runtime.requests import REQUEST, Requests
 from steersman.runtime.tenant import Tenant
 from steersman.runtime.workload._blocks import separate
-from steersman.runtime.workload._source import Files, Source, Split, Stream, make_source
+from steersman.runtime.workload._source import Files, Source, Split, Stream, Tags, make_source
 
 
 class Leaving(Model):
@@ -107,7 +107,7 @@ class Workload(Model):
         tables, blocks, first = [], [], 0
         for index, (name, tenant) in enumerate(self.tenants.items()):
             stream = tenant.made_source.stream(
-                np.random.default_rng([seed, zlib.crc32(name.encode())]),
+                np.random.default_rng(tenant.made_source.seeds(seed, name)),
                 duration_s=self.warm_s + duration_s,
                 load=load,
                 split=split,
@@ -118,6 +118,8 @@ class Workload(Model):
             table["tenant"], table["priority"] = index, tenant.priority
             table["model"] = _model_index(name, tenant.model, models)
             table["regions"] = _region_mask(name, tenant.regions, regions)
+            if stream.tags is not None:
+                _tag(table, name, stream.tags, models, regions)
             if tenant.leaving is not None:
                 table["cancel_s"] = _patience(tenant.leaving, len(table), seed, name)
             tables.append(table)
@@ -168,8 +170,20 @@ def _region_mask(tenant: str, wanted: Sequence[str], regions: Sequence[str]) -> 
     return mask
 
 
+def _tag(table: np.ndarray, tenant: str, tags: Tags, models: Sequence[str], regions: Sequence[str]) -> None:
+    """Write what requests ask for themselves into their `table`; names are the fleet's, if one is given."""
+    table["priority"] = np.where(tags.priority != 0, tags.priority, table["priority"])
+    table["cancel_s"] = tags.cancel_s
+    for i, model in enumerate(tags.models if models else ()):
+        if (asked := tags.model == i).any():
+            table["model"][asked] = _model_index(tenant, model, models)
+    for mask in np.unique(tags.regions[tags.regions != 0]) if regions else ():
+        wanted = [name for i, name in enumerate(tags.region_names) if mask >> i & 1]
+        table["regions"][tags.regions == mask] = _region_mask(tenant, wanted, regions)
+
+
 def load_workload(path: str | Path, sets: Sequence[str] | None = None, traces: Path | None = None) -> Workload:
-    """The workload in a YAML file.
+    """The workload in a YAML file, or the one that a journal's folder recorded.
 
     sets: `key.path=value` changes. traces: the folder of trace files; by default STEERSMAN_TRACES of the
     environment. Traces are read by the first `sample`.
@@ -179,6 +193,14 @@ def load_workload(path: str | Path, sets: Sequence[str] | None = None, traces: P
     """
     if traces is None and os.environ.get("STEERSMAN_TRACES"):
         traces = Path(os.environ["STEERSMAN_TRACES"])
-    workload = validate(Workload, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    workload = validate(Workload, apply_sets(_read(Path(path)), sets or []), str(path))
     workload._files = Files(traces)
     return workload
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        return read_yaml(path)
+    from steersman.runtime.workload.journal import workload_of  # a source imports this package
+
+    return workload_of(path)
