@@ -67,7 +67,7 @@ def rows(stored: np.ndarray, dtype: Any, shape: tuple[int, ...] = ()) -> np.ndar
     return np.ascontiguousarray(turned.T).view(np.uint8).reshape(-1).view(dtype).reshape(n, *shape)
 
 
-@njit(types.Tuple((types.int64[::1], types.uint32[::1]))(types.int64[::1]))
+@njit("Tuple((i8[::1], u4[::1]))(i8[::1])")
 def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different `keys` (n,) in order of their first appearance, int64 (u,), and each key's place there (n,).
 

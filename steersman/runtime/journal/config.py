@@ -16,4 +16,6 @@ class JournalConfig(Model):
     segment_decisions: int = Field(default=4096, ge=1, le=1 << 20, description="decisions of a file")
     segment_s: float = Field(default=5.0, gt=0, description="a file is begun after so long, even if it is small")
     max_mib: int = Field(default=512, ge=1, description="all files together; the oldest ones go")
-    open_mib: int = Field(default=64, ge=1, description="memory for decisions of requests that are not over")
+    memory_mib: int = Field(
+        default=256, ge=1, description="for decisions that are not written yet; beyond it, new ones are dropped"
+    )

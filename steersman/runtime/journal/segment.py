@@ -101,7 +101,7 @@ class Header(Model):
     tenants: dict[str, Tenant]
     policies: list[tuple[str, str]]  # name and version
     fallbacks: list[str]
-    endings: list[str] = list(Ending)
+    endings: list[str]
 
 
 @dataclass

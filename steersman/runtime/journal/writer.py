@@ -22,8 +22,7 @@ from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.tenant import Tenant
 from steersman.runtime.ticket import Decision, Fallback, Kind, Served, Ticket
 
-SEGMENT_BYTES = 32 << 20  # of memory: a large fleet, or long prompts, have fewer decisions in a file
-PENDING = 2  # files that may wait for the writing thread
+SEGMENT_BYTES = 32 << 20  # of memory, at most: a large fleet, or long prompts, have fewer decisions in a file
 _NAN = np.array([np.nan]).tobytes()
 _FALLBACKS = {fallback: code for code, fallback in enumerate(Fallback)}
 _DECIDED = PACK_DECISION.pack
@@ -64,18 +63,21 @@ class Journal:
             tenants={name: Tenant.model_validate({k: getattr(t, k) for k in _TENANT}) for name, t in tenants.items()},
             policies=[],
             fallbacks=list(Fallback),
+            endings=list(Ending),
         )
         self._scheduler: Scheduler | None = None
-        self._candidates = 0
-        self._most_open = 0
+        self._candidates = self._decision_bytes = 0
+        self._limit = config.memory_mib << 20
+        self._segment_bytes = min(SEGMENT_BYTES, self._limit // 4)
         self._started_s = 0.0
         self._numbers = self._order = 0
         self._policies: dict[tuple[str, str], int] = {}
         self._open: dict[Ticket, tuple[int, _Copies]] = {}
-        self._open_decisions = 0
+        self._open_bytes = 0  # of decisions whose requests are not over
+        self._waiting_bytes = 0  # of those that are not written
         self._batch = Batch()
-        self._lock = threading.Lock()  # the batch and the counters
-        self._queue: queue.Queue[Batch | None] = queue.Queue(PENDING)
+        self._lock = threading.Lock()  # for the batch, what waits, and the counters
+        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="journal", daemon=True)
         self._thread.start()
@@ -96,10 +98,10 @@ class Journal:
         """A decision was made; call right after it, before anything else is observed."""
         if scheduler is not self._scheduler and not self._follow(scheduler):
             return
-        entry = self._open.get(ticket)
-        if self._open_decisions >= self._most_open:
-            self.dropped += 1
+        if self._open_bytes + self._waiting_bytes >= self._limit:
+            self._drop(1, "decisions come faster than they are written; raise memory_mib, or look at the disk")
             return
+        entry = self._open.get(ticket)
         if entry is None:
             entry = self._open[ticket] = self._numbers, []
             self._numbers += 1
@@ -133,7 +135,7 @@ class Journal:
             )
         )
         self._order += 1
-        self._open_decisions += 1
+        self._open_bytes += self._decision_bytes
 
     def over(
         self,
@@ -153,7 +155,8 @@ class Journal:
         if entry is None:
             return
         number, copies = entry
-        self._open_decisions -= len(copies)
+        size = len(copies) * self._decision_bytes
+        self._open_bytes -= size
         scheduler, q = self._scheduler, ticket.request
         assert scheduler is not None
         ttft_s, tpot_s, e2e_s, tokens, met = served or (
@@ -189,16 +192,19 @@ class Journal:
                 met,
             )
         except (struct.error, OverflowError):  # a number that no honest client sends
-            self.dropped += len(copies)
+            self._drop(len(copies), "a request had a number that no column holds")
             return
+        size += len(keys)
         with self._lock:
             batch = self._batch
             batch.requests.append(record)
             batch.keys.append(keys)
             batch.decisions += copies
-            batch.size += len(keys) + len(copies) * self._decision_bytes
-            if len(batch.decisions) >= self.config.segment_decisions or batch.size >= SEGMENT_BYTES:
-                self._roll()
+            batch.size += size
+            self._waiting_bytes += size
+            if len(batch.decisions) >= self.config.segment_decisions or batch.size >= self._segment_bytes:
+                self._batch = Batch()
+                self._queue.put(batch)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what there is; requests that are not over are kept as unended. Takes `timeout_s` at most."""
@@ -207,35 +213,26 @@ class Journal:
         for ticket in list(self._open):
             self.over(ticket, Ending.UNENDED)
         self._closed, self._scheduler = True, None
-        until = time.monotonic() + timeout_s
-        try:
-            if self._batch.decisions:
-                self._queue.put(self._batch, timeout=timeout_s)
-                self._batch = Batch()
-            self._queue.put(None, timeout=max(0.0, until - time.monotonic()))
-        except queue.Full:
-            self.dropped += len(self._batch.decisions)
-        self._thread.join(max(0.0, until - time.monotonic()))
+        with self._lock:
+            self._queue.put(self._batch)
+            self._queue.put(None)
+            self._batch = Batch()
+        self._thread.join(timeout_s)
 
     def _follow(self, scheduler: Scheduler) -> bool:
         """Get to know the scheduler. Returns whether the journal is open and is of this scheduler."""
         if self._closed or self._scheduler is not None:
-            self.dropped += 1
+            self._drop(1, "the journal is closed" if self._closed else "another scheduler has this journal")
             return False
         self._scheduler, self._candidates = scheduler, scheduler.candidates
         self._started_s = time.time() - scheduler.now
         self._decision_bytes = scheduler.candidates * (4 * WIDTH + 10) + 500  # with what Python needs
-        self._most_open = max(1, (self.config.open_mib << 20) // self._decision_bytes)
         return True
 
-    def _roll(self) -> None:
-        """Hand the batch over to the thread; the lock is held."""
-        batch, self._batch = self._batch, Batch()
-        try:
-            self._queue.put_nowait(batch)
-        except queue.Full:
-            self.dropped += len(batch.decisions)
-            self.last_error = "the disk or the CPU cannot keep up with the decisions"
+    def _drop(self, decisions: int, why: str) -> None:
+        with self._lock:
+            self.dropped += decisions
+            self.last_error = why
 
     # What the thread does
 
@@ -250,6 +247,8 @@ class Journal:
                 return
             if batch.decisions:
                 self._write(batch)
+            with self._lock:
+                self._waiting_bytes -= batch.size
 
     def _write(self, batch: Batch) -> None:
         header = self._header.model_copy(
@@ -264,11 +263,9 @@ class Journal:
         try:
             self._store.put(pack(batch, header))
         except Exception as error:  # a full disk, most likely: the next file may fit again
-            with self._lock:
-                self.failures += 1
-                self.dropped += len(batch.decisions)
-                why = error.strerror or error if isinstance(error, OSError) else repr(error)
-                self.last_error = f"{self.config.folder}: a file of the journal could not be written: {why}"
+            why = error.strerror or error if isinstance(error, OSError) else repr(error)
+            self._drop(len(batch.decisions), f"{self.config.folder}: the journal could not be written: {why}")
+            self.failures += 1
         else:
             self.written += len(batch.decisions)
 
