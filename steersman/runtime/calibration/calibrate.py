@@ -14,7 +14,7 @@ import yaml
 from steersman.runtime.calibration.fit import Error, error, fit
 from steersman.runtime.calibration.load import drive_all, stream
 from steersman.runtime.calibration.steps import steps
-from steersman.runtime.cost import CostProfile, load_profile
+from steersman.runtime.cost import CostProfile
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Backend, Fleet, ReplicaGroup
 from steersman.runtime.replica._pool import open_replica
