@@ -308,6 +308,25 @@ def decision(
 
 
 @bench.command()
+def journal(
+    requests: Annotated[int, typer.Option(help="Requests that are journalled.", min=1)] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the decision journal takes: time of a request, CPU of its thread, bytes on disk."""
+    import json
+
+    from steersman.training.bench.journal import bench as measure
+    from steersman.training.bench.show import journal_table
+
+    with console.status("measuring …") if not as_json else nullcontext():
+        figures = measure(requests)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(journal_table(figures), highlight=False)
+
+
+@bench.command()
 def training(
     rounds: Annotated[int, typer.Option(help="Rollouts and updates of either loop.", min=1)] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -160,7 +160,7 @@ def test_a_load_must_be_positive(load):
             "tenants.chat.source.kind=syntetic",
             "there is no workload source 'syntetic'; did you mean 'synthetic'?",
         ),
-        ("tenants.chat.source={}", "'kind' is required and must be one of: azure, mooncake, synthetic"),
+        ("tenants.chat.source={}", "'kind' is required and must be one of: azure, journal, mooncake, synthetic"),
         ("tenants.chat.source.rate=3", "unknown key 'rate'; did you mean 'rate_rps'?"),
         ("tenants.chat.source.rate_rps=-3", "'rate_rps': input should be greater than 0 (got -3)"),
         ("tenants.chat.source.rate_rps=.nan", "'rate_rps'"),

@@ -29,7 +29,7 @@ def planes(array: np.ndarray, item: int) -> np.ndarray:
 
 
 _STRIDED = types.Array(types.uint32, 3, "A", readonly=True)
-_LINE = 16  # numbers in a line of the cache: columns are taken in such groups
+_TILE = 64  # rows that are turned at once: a line of the cache of each column, however many columns
 
 
 @njit(types.uint8[:, :, ::1](_STRIDED))
@@ -37,14 +37,16 @@ def _planes(numbers):  # type: ignore[no-untyped-def]
     """`planes` of (n, groups, width) in one pass: numpy would copy it four times."""
     n, groups, width = numbers.shape
     stored = np.empty((4, groups * width, n), np.uint8)
-    for g in range(groups):
-        for first in range(0, width, _LINE):
-            for i in range(n):
-                for j in range(first, min(first + _LINE, width)):
-                    x = numbers[i, g, j]
-                    if i > 0:
-                        x ^= numbers[i - 1, g, j]
-                    column = g * width + j
+    for first in range(0, n, _TILE):
+        last = min(first + _TILE, n)
+        for g in range(groups):
+            for j in range(width):
+                column = g * width + j
+                before = numbers[first - 1, g, j] if first else np.uint32(0)
+                for i in range(first, last):
+                    now = numbers[i, g, j]
+                    x = now ^ before
+                    before = now
                     stored[0, column, i] = x & 255
                     stored[1, column, i] = (x >> 8) & 255
                     stored[2, column, i] = (x >> 16) & 255

@@ -32,7 +32,7 @@ class WorkloadTenant(Tenant):
     """A tenant, and where its requests come from."""
 
     source: dict[str, Any] = Field(
-        description="kind: synthetic, azure, mooncake or pkg.module:attribute, with its options"
+        description="kind: synthetic, azure, mooncake, journal or pkg.module:attribute, with its options"
     )
     model: str | None = Field(default=None, description="the model that it asks for; default: any")
     regions: list[str] = Field(default=[], description="regions that may hold its data; default: any")

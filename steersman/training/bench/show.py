@@ -52,6 +52,20 @@ def decision_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def journal_table(figures: dict[str, Any]) -> Table:
+    """The figures of `journal.bench` for a terminal."""
+    title = f"{figures['machine']}; {figures['replicas']} replicas, {figures['decisions']:,} decisions"
+    table = _table(title, ("journal", "P50 µs", "P99 µs"))
+    table.min_width = len(title)
+    for name, text in (("decided", "a decision, where it is made"), ("over", "the end of a request, there")):
+        table.add_row(text, f"{figures[f'{name}_p50_us']:.2f}", f"{figures[f'{name}_p99_us']:.2f}")
+    table.add_row("both, mean of a request", f"{figures['per_request_us']:.2f}")
+    table.add_row("packing and writing, CPU of a thread, a decision", f"{figures['writing_cpu_us_per_decision']:.2f}")
+    table.add_row("bytes on disk, a decision", f"{figures['bytes_per_decision']:.0f}")
+    table.add_row("dropped", f"{figures['dropped']}")
+    return table
+
+
 def training_table(figures: dict[str, Any]) -> Table:
     """The figures of `training.bench` for a terminal."""
     title = f"{figures['machine']}; {figures['frames']:,} frames, {figures['episodes_ended']} episodes ended"
