@@ -77,8 +77,8 @@ def train(
         traces = traces or run.traces
     else:
         path = find_config("training", config)
-        recorded = [f"{key}={journal}" for key in ("workload", "fleet")] if journal is not None else []
-        settings = validate(TrainingConfig, apply_sets(read_yaml(path), [*recorded, *(sets or [])]), str(path))
+        recorded = {} if journal is None else dict.fromkeys(("workload", "fleet"), str(journal))
+        settings = validate(TrainingConfig, apply_sets(read_yaml(path) | recorded, sets or []), str(path))
         if journal is not None:
             for sentence in told(journal):
                 console.print(sentence, highlight=False)

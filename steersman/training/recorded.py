@@ -49,7 +49,7 @@ def keep_journal(run: Run, journal: Path) -> Run:
     Raises:
         UserError: they cannot be linked or copied.
     """
-    folder = run.folder / "journal"
+    folder = (run.folder / "journal").resolve()
     try:
         folder.mkdir()
         for path in read_traffic(journal).recording.paths:

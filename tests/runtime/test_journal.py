@@ -381,6 +381,28 @@ def test_no_bytes_break_the_reader(data: bytes) -> None:
         unpack(data, "f")
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("file")
+    record(folder, mixed(5))
+    (path,) = files(folder)
+    return path.read_bytes()
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_a_flipped_bit_changes_nothing_that_is_read(file: bytes, data: st.DataObject) -> None:
+    flipped = bytearray(file)
+    flipped[data.draw(st.integers(0, len(file) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        back = unpack(bytes(flipped), "f")
+    except UserError:
+        return
+    whole = unpack(file, "f")  # it was a bit of zstd's own
+    assert back.header == whole.header
+    assert all(array.tobytes() == whole._stored[name].tobytes() for name, array in back._stored.items())
+
+
 def test_a_journal_without_a_readable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no file of a journal"):
         read_journal(tmp_path)

@@ -186,7 +186,7 @@ def test_a_wrong_key_or_value_is_one_sentence_that_names_it(setting, message):
 
 
 def test_sources_are_the_modules_of_the_package():
-    assert plugins.names(SOURCES) == ["azure", "mooncake", "synthetic"]
+    assert plugins.names(SOURCES) == ["azure", "journal", "mooncake", "synthetic"]
 
 
 def test_a_source_of_another_package_is_named_by_module_and_attribute(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bits = 4
     while (1 << bits) < 2 * len(keys):
         bits += 1
-    table = np.full(1 << bits, -1, np.int64)
+    table = np.full(1 << bits, -1, np.int32)
     found, places, count = np.empty(len(keys), np.int64), np.empty(len(keys), np.uint32), 0
     last = (1 << bits) - 1
     for i in range(len(keys)):

@@ -23,7 +23,7 @@ from steersman.runtime.observation import CANDIDATE_FEATURES, SCHEMA_HASH, WIDTH
 from steersman.runtime.tenant import Tenant
 
 FORMAT = 1
-LARGEST = 1 << 30  # bytes of a file once it is decompressed; the writer stays far below
+LARGEST = 256 << 20  # bytes of a file once it is decompressed; the writer stays far below
 LEVEL = 1  # of zstd: level 3 takes twice as long for half a percent
 HOLD_FEATURES = 2  # the last of a candidate's: all that the row of hold has of its own
 

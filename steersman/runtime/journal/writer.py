@@ -251,17 +251,15 @@ class Journal:
                 self._waiting_bytes -= batch.size
 
     def _write(self, batch: Batch) -> None:
-        header = self._header.model_copy(
-            update={
-                "sequence": self._store.sequence,
-                "started_s": self._started_s,
-                "lost_decisions": self.dropped,
-                "candidates": self._candidates,
-                "policies": list(self._policies),
-            }
-        )
+        told = {
+            "sequence": self._store.sequence,
+            "started_s": self._started_s,
+            "lost_decisions": self.dropped,
+            "candidates": self._candidates,
+            "policies": list(self._policies),
+        }
         try:
-            self._store.put(pack(batch, header))
+            self._store.put(pack(batch, self._header.model_copy(update=told)))
         except Exception as error:  # a full disk, most likely: the next file may fit again
             why = error.strerror or error if isinstance(error, OSError) else repr(error)
             self._drop(len(batch.decisions), f"{self.config.folder}: the journal could not be written: {why}")

@@ -36,7 +36,7 @@ class Traffic(NamedTuple):
     output_tokens: np.ndarray  # (n,) int64, true or drawn
     cancel_s: np.ndarray  # (n,) float64; 0: stayed
     key_start: np.ndarray  # (n,) int64, into `places`
-    places: np.ndarray  # int64: recorded prefix keys, numbered from 0 by first appearance
+    places: np.ndarray  # uint32: recorded prefix keys, numbered from 0 by first appearance
     left_out: dict[str, int]  # why, and how many
     drawn: dict[str, int]  # requests whose output length was drawn, by their ending
 
@@ -84,7 +84,7 @@ def _traffic(_: Path, folder: Path) -> Traffic:
         output_tokens=_output_tokens(table, done),
         cancel_s=np.where(cancelled, np.maximum(table["e2e_s"].astype(float), 1e-3), 0.0),
         key_start=recording.key_start[:-1][kept],
-        places=distinct(recording.keys)[1].astype(np.int64),
+        places=distinct(recording.keys)[1],
         left_out={why: int(rows.sum()) for why, rows in out.items() if rows.any()},
         drawn={names[int(code)]: int(count) for code, count in zip(codes, counts, strict=True)},
     )
@@ -241,7 +241,8 @@ def _blocks(
     key = np.ceil((j + 1) * block_tokens / key_tokens - 1e-9).astype(np.int64) - 1
     covered = j < known[owner]
     place = traffic.key_start[own][owner] + np.where(covered, key, 0)
-    shared = traffic.places[np.where(covered, place, 0)] if len(traffic.places) else np.zeros(len(owner), np.int64)
+    known_as = traffic.places if len(traffic.places) else np.zeros(1, np.uint32)
+    shared = known_as[np.where(covered, place, 0)].astype(np.int64)
     blocks = np.where(covered, shared * per_key + j % per_key, first_own + start[owner] + j)
     return count, blocks + np.repeat(lap, count) * total
 

@@ -109,8 +109,8 @@ def _play(
     def arrive(row: np.void) -> None:
         start = row["block_start"]
         keys = played.blocks[start : start + row["prompt_blocks"]]
-        asked = (int(row[name]) for name in ("tenant", "prompt_tokens", "max_tokens"))
-        ticket = scheduler.arrive(LiveRequest(*asked, keys, played.block_tokens))
+        tenant, prompt, limit = (int(row[name]) for name in ("tenant", "prompt_tokens", "max_tokens"))
+        ticket = scheduler.arrive(LiveRequest(tenant, prompt, limit, keys, played.block_tokens))
         output = int(row["output_tokens"])
 
         def decide() -> None:
