@@ -217,6 +217,14 @@ def test_files_rotate_within_the_bound(tmp_path: Path, monkeypatch: pytest.Monke
     assert most <= 1000
 
 
+def test_the_number_of_files_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MOST_FILES", 4)
+    kept = store.Store(tmp_path, 1000)
+    for i in range(9):
+        kept.put(bytes([i]))
+    assert [path.read_bytes()[0] for path in files(tmp_path)] == [5, 6, 7, 8]
+
+
 def test_a_restart_goes_on_with_the_numbers_and_the_bound(tmp_path: Path) -> None:
     for _ in range(2):
         kept = store.Store(tmp_path, 1000)

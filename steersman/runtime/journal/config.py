@@ -14,7 +14,9 @@ class JournalConfig(Model):
 
     folder: Path = Field(description="of one gateway alone; made if it is missing")
     segment_decisions: int = Field(default=4096, ge=1, le=1 << 20, description="decisions of a file")
-    segment_s: float = Field(default=5.0, gt=0, description="a file is begun after so long, even if it is small")
+    segment_s: float = Field(
+        default=60.0, gt=0, description="a file is begun after so long, even if it is small: what a crash may cost"
+    )
     max_mib: int = Field(default=512, ge=1, description="all files together; the oldest ones go")
     memory_mib: int = Field(
         default=256, ge=1, description="for decisions that are not written yet; beyond it, new ones are dropped"

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 SUFFIX = ".npz.zst"
+MOST_FILES = 16_384  # with little traffic, files are small and many: a reader must still get through them
 _NAME = re.compile(r"journal-(\d{8,})-\d{8}T\d{6}Z" + re.escape(SUFFIX))
 
 
@@ -23,7 +24,7 @@ def segment_paths(folder: Path) -> list[Path]:
 
 
 class Store:
-    """A folder that never holds more than `limit` bytes of segments. Every method may raise OSError."""
+    """A folder that never holds more than `limit` bytes and MOST_FILES segments. Every method may raise OSError."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ class Store:
         return len(self._files)
 
     def _make_room(self, size: int) -> None:
-        while self._files and self.bytes + size > self.limit:
+        while self._files and (self.bytes + size > self.limit or len(self._files) >= MOST_FILES):
             path, freed = self._files[0]
             path.unlink(missing_ok=True)
             self._files.popleft()

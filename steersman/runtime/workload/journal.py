@@ -71,6 +71,8 @@ def _traffic(_: Path, folder: Path) -> Traffic:
     kept = ~np.logical_or.reduce(list(out.values()))
     table, ending = table[kept], ending[kept]
     done = ending == CODES[Ending.DONE]
+    replicas = recording.fleet.table()
+    largest = int(np.minimum(replicas["kv_tokens"], replicas["max_model_len"]).max())
     if not done.any():
         raise UserError(f"{folder}: no request of the journal ended well, so no output length is known")
     names = {code: ending.value for ending, code in CODES.items()}
@@ -81,7 +83,8 @@ def _traffic(_: Path, folder: Path) -> Traffic:
         kept=kept,
         time_s=recording.time_s[kept],
         table=table,
-        output_tokens=_output_tokens(table, done),
+        # A prompt's length may be an estimate, too high by some tokens: it fitted, so it must fit again.
+        output_tokens=np.clip(_output_tokens(table, done), 1, np.maximum(1, largest - table["prompt_tokens"])),
         cancel_s=np.where(cancelled, np.maximum(table["e2e_s"].astype(float), 1e-3), 0.0),
         key_start=recording.key_start[:-1][kept],
         places=distinct(recording.keys)[1],
