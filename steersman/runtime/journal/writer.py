@@ -23,7 +23,6 @@ from steersman.runtime.tenant import Tenant
 from steersman.runtime.ticket import Decision, Fallback, Kind, Served, Ticket
 
 SEGMENT_BYTES = 32 << 20  # of memory, at most: a large fleet, or long prompts, have fewer decisions in a file
-_NAN = np.array([np.nan]).tobytes()
 _FALLBACKS = {fallback: code for code, fallback in enumerate(Fallback)}
 _DECIDED = PACK_DECISION.pack
 _OVER = PACK_REQUEST.pack
@@ -67,6 +66,7 @@ class Journal:
         )
         self._scheduler: Scheduler | None = None
         self._candidates = self._decision_bytes = 0
+        self._no_scores = b""
         self._limit = config.memory_mib << 20
         self._segment_bytes = min(SEGMENT_BYTES, self._limit // 4)
         self._started_s = 0.0
@@ -131,7 +131,7 @@ class Journal:
                 scheduler.rows.tobytes(),
                 scheduler.mask.tobytes(),
                 scheduler.reasons.tobytes(),
-                _NAN * self._candidates if scores is None else scores.tobytes(),
+                self._no_scores if scores is None or scores.nbytes != len(self._no_scores) else scores.tobytes(),
             )
         )
         self._order += 1
@@ -226,6 +226,7 @@ class Journal:
             return False
         self._scheduler, self._candidates = scheduler, scheduler.candidates
         self._started_s = time.time() - scheduler.now
+        self._no_scores = np.full(scheduler.candidates, np.nan).tobytes()
         self._decision_bytes = scheduler.candidates * (4 * WIDTH + 10) + 500  # with what Python needs
         return True
 
