@@ -20,7 +20,7 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import Graph, Manifest
 from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, compiled_policy, parameters
 from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, HIGH, LOW, WIDTH
-from steersman.runtime.policy import CompiledPolicy
+from steersman.runtime.policy import CompiledPolicy, Policy
 from steersman.runtime.serving import OnnxPolicy, refuse_other_formats
 
 PROBES = (2, 3, 18)  # candidates of the self-test's observations, hold and shed included
@@ -96,9 +96,16 @@ def load_bundle(path: str | Path) -> CompiledPolicy:
     return open_bundle(path).compiled
 
 
-def load_serving(path: str | Path) -> OnnxPolicy:
-    """The policy of a bundle, as its ONNX graph, for the gateway. Same paths and errors as `open_bundle`."""
-    return open_bundle(path).serving
+def load_serving(path: str | Path, candidates: int) -> Policy:
+    """The policy of a bundle in the form that decides fastest among so many candidates, for the gateway.
+
+    Both forms were found to score alike when the bundle was opened. Same paths and errors as `open_bundle`.
+    """
+    bundle = open_bundle(path)
+    return bundle.compiled.bind() if candidates <= COMPILED_CANDIDATES else bundle.serving
+
+
+COMPILED_CANDIDATES = 128  # from here on the graph is the faster form (`steersman bench decision`)
 
 
 def _verified(files: Mapping[str, bytes], path: Path) -> Bundle:

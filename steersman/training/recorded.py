@@ -28,6 +28,7 @@ MOST_DECISIONS = 100_000  # that policies are asked again, some 200 MB of observ
 STATES = {
     Ending.DONE: State.DONE,
     Ending.CANCELLED: State.CANCELLED,
+    Ending.LATE: State.CANCELLED,
     Ending.FAILED: State.FAILED,
     Ending.SHED: State.SHED,
     Ending.REFUSED: State.SHED,

@@ -146,6 +146,21 @@ def test_models_regions_and_priorities_are_looked_up_in_the_fleet_by_name(tmp_pa
         draw(workload, fleet({"model": "c", "region": "eu"}), 0, duration_s=2.0)
 
 
+def test_data_goes_only_where_it_might_have_gone(tmp_path: Path) -> None:
+    groups = [{"region": "eu", "data_classes": ["health"]}, {"region": "eu"}, {"region": "us"}]
+    on = fleet(*groups)
+    healthy, european = on.zone_mask([], "health"), on.zone_mask(["eu"], None)
+    asked = [Asked(i * 0.5, prompt(0, 300 + i, regions=(0, healthy, european)[i % 3])) for i in range(9)]
+    record(tmp_path, asked, on=on)
+    assert part(tmp_path).table["regions"][:6].tolist() == [0, healthy, european] * 2
+    other = fleet({"region": "us", "data_classes": ["health"]}, {"region": "eu", "data_classes": ["a", "health"]})
+    assert draw(load_workload(tmp_path), other, 0, duration_s=2.0).table["regions"].max() == other.zone_mask(
+        ["eu"], None
+    )
+    with pytest.raises(UserError, match="no replica there that may see health"):
+        draw(load_workload(tmp_path), fleet({"region": "eu"}), 0, duration_s=2.0)
+
+
 def test_a_journal_may_stand_beside_other_sources(tmp_path: Path) -> None:
     record(tmp_path, mixed())
     source = {"kind": "journal", "folder": str(tmp_path), "tenant": "strict"}

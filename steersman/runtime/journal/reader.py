@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from steersman.runtime.errors import UserError
-from steersman.runtime.fleet import Fleet
+from steersman.runtime.fleet import Fleet, Zone
 from steersman.runtime.guard import Reason
 from steersman.runtime.journal.segment import Segment, unpack
 from steersman.runtime.journal.store import segment_paths
@@ -23,7 +23,7 @@ from steersman.runtime.tenant import Tenant
 class Recording:
     """The n requests of a journal in order of arrival, run after run of the gateway.
 
-    Their indices of tenants, models and regions are those of the names here. Between two runs the clock stands still
+    Their indices of tenants, models and zones are those here. Between two runs the clock stands still
     for a mean gap: a gateway that was off had no traffic to learn from.
     """
 
@@ -33,7 +33,7 @@ class Recording:
     fleet: Fleet  # the last one
     tenants: dict[str, Tenant]  # the last promise to each
     models: list[str]
-    regions: list[str]
+    zones: list[Zone]
     started: datetime  # of the first run
     lost_decisions: int  # that the gateways could not write, as far as the files tell
     table: np.ndarray  # REQUEST (n,)
@@ -114,7 +114,7 @@ def _joined(folder: Path, kept: list[tuple[Path, _Slim]], problems: list[str]) -
     latest = headers[-1]
     tenants = {name: tenant for header in headers for name, tenant in header.tenants.items()}
     models = list(dict.fromkeys(name for header in reversed(headers) for name in header.fleet.models))
-    regions = list(dict.fromkeys(name for header in reversed(headers) for name in header.fleet.regions))
+    zones = list(dict.fromkeys(zone for header in reversed(headers) for zone in header.fleet.zones))
     runs = list(dict.fromkeys(header.run for header in headers))
     tables = []
     for _, slim in kept:
@@ -124,8 +124,8 @@ def _joined(folder: Path, kept: list[tuple[Path, _Slim]], problems: list[str]) -
         table["model"] = np.where(table["model"] >= 0, own[table["model"]], -1)
         mask = table["regions"].copy()
         table["regions"] = 0
-        for i, name in enumerate(header.fleet.regions):
-            table["regions"] |= (mask >> i & 1) << regions.index(name)
+        for i, zone in enumerate(header.fleet.zones):
+            table["regions"] |= (mask >> i & 1) << zones.index(zone)
         tables.append(table)
     table = np.concatenate(tables)
     run = np.repeat([runs.index(header.run) for header in headers], [len(t) for t in tables])
@@ -143,7 +143,7 @@ def _joined(folder: Path, kept: list[tuple[Path, _Slim]], problems: list[str]) -
         fleet=latest.fleet,
         tenants=tenants,
         models=models,
-        regions=regions,
+        zones=zones,
         started=datetime.fromtimestamp(headers[0].started_s, UTC),
         lost_decisions=sum(lost.values()),
         table=table,

@@ -38,6 +38,7 @@ class Ending(StrEnum):
     SHED = "shed"
     REFUSED = "refused"  # the guard allowed no replica
     REJECTED = "rejected"  # by a limit
+    LATE = "late"  # its deadline came first
 
 
 CODES = {ending: code for code, ending in enumerate(Ending)}
@@ -55,7 +56,7 @@ def _record(*fields: tuple[str, str]) -> tuple[struct.Struct, np.dtype]:
 PACK_REQUEST, REQUEST = _record(
     ("number", "q"),  # of the request in its run
     ("arrival_us", "q"),
-    ("regions", "q"),  # bit mask over the fleet's regions; 0: any
+    ("regions", "q"),  # bit mask over the fleet's zones; 0: any
     ("tenant", "i"),
     ("prompt_tokens", "i"),
     ("max_tokens", "i"),  # the client's limit, or what was expected where it stated none

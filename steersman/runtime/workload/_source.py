@@ -11,6 +11,7 @@ import numpy as np
 
 from steersman.runtime.config import Model, validate
 from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import Zone
 from steersman.runtime.plugins import Kind, find, names
 
 SOURCES = Kind("workload source", "steersman.runtime.workload", "SOURCE", "steersman.sources")
@@ -25,10 +26,10 @@ class Tags(NamedTuple):
 
     priority: np.ndarray  # (n,) int64
     model: np.ndarray  # (n,) int64: index into `models`; −1: any
-    regions: np.ndarray  # (n,) int64: bit mask over `region_names`; 0: any
+    regions: np.ndarray  # (n,) int64: bit mask over `zones`; 0: any
     cancel_s: np.ndarray  # (n,) float64: its client leaves so long after it arrived; 0: never
     models: Sequence[str]
-    region_names: Sequence[str]
+    zones: Sequence[Zone]
 
 
 class Stream(NamedTuple):

@@ -1,8 +1,9 @@
 """Recorded live traffic: the requests that a gateway's journal holds, as they came.
 
-Arrivals, prompts, limits, prefixes, priorities, models, regions and leaving clients are the recorded ones. A request
-that did not end well has no true output length: one is drawn from those of its tenant's requests that did, longer than
-what was seen of it. All tenants of a journal are played from the same window of time, for they were together.
+Arrivals, prompts, limits, prefixes, priorities, models, zones, leaving clients and deadlines are the recorded ones. A
+request that did not end well has no true output length: one is drawn from those of its tenant's requests that did,
+longer than what was seen of it. All tenants of a journal are played from the same window of time, for they were
+together.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _traffic(_: Path, folder: Path) -> Traffic:
         raise UserError(f"{folder}: no request of the journal ended well, so no output length is known")
     names = {code: ending.value for ending, code in CODES.items()}
     codes, counts = np.unique(ending[~done], return_counts=True)
-    cancelled = ending == CODES[Ending.CANCELLED]
+    left = (ending == CODES[Ending.CANCELLED]) | (ending == CODES[Ending.LATE])
     return Traffic(
         recording=recording,
         kept=kept,
@@ -85,7 +86,7 @@ def _traffic(_: Path, folder: Path) -> Traffic:
         table=table,
         # A prompt's length may be an estimate, too high by some tokens: it fitted, so it must fit again.
         output_tokens=np.clip(_output_tokens(table, done), 1, np.maximum(1, largest - table["prompt_tokens"])),
-        cancel_s=np.where(cancelled, np.maximum(table["e2e_s"].astype(float), 1e-3), 0.0),
+        cancel_s=np.where(left, np.maximum(table["e2e_s"].astype(float), 1e-3), 0.0),
         key_start=recording.key_start[:-1][kept],
         places=distinct(recording.keys)[1],
         left_out={why: int(rows.sum()) for why, rows in out.items() if rows.any()},
@@ -211,7 +212,7 @@ class Journal(Source):
             table["regions"],
             traffic.cancel_s[chosen],
             recording.models,
-            recording.regions,
+            recording.zones,
         )
         prompt = np.maximum(table["prompt_tokens"].astype(np.int64), 1)
         limit = np.maximum(table["max_tokens"].astype(np.int64), output)
