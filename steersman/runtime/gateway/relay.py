@@ -63,10 +63,7 @@ class Relay:
         Raises:
             AttemptFailed: it failed before the client got a byte.
         """
-        upstream, body = self._upstream(replica), exchange.body
-        served_model = self.pool.replicas[replica].served_model
-        if served_model is not None and served_model != call.model:
-            body = json.dumps({**json.loads(body), "model": served_model}).encode()
+        upstream, body = self._upstream(replica), renamed(exchange.body, call, self.pool.replicas[replica].served_model)
         head = self._head(upstream, exchange, replica, len(body))
         loop = asyncio.get_running_loop()
         assumed = None
@@ -210,8 +207,8 @@ class Attempt:
     def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         name = self._relay.pool.names[self._replica]
         if status >= 500 or status == 429:
-            busy_s = _seconds(headers) if status == 429 else None
-            self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", busy_s))
+            wait_s = busy_s(headers) if status == 429 else None
+            self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", wait_s))
             return
         self._relay.pool.answered(self._replica)
         self._status = status
@@ -303,7 +300,14 @@ class Attempt:
             self._future.set_exception(error)
 
 
-def _seconds(headers: list[tuple[bytes, bytes]]) -> float:
+def renamed(body: bytes, call: Call, served_model: str | None) -> bytes:
+    """The body for a replica on which the model may have another name."""
+    if served_model is None or served_model == call.model:
+        return body
+    return json.dumps({**json.loads(body), "model": served_model}).encode()
+
+
+def busy_s(headers: list[tuple[bytes, bytes]]) -> float:
     """What Retry-After says, where it is a number of seconds; else one."""
     for name, value in headers:
         if name == b"retry-after":
