@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection
 from enum import StrEnum
@@ -15,6 +16,7 @@ from steersman.training.bench.gateway.load import PATH
 from steersman.training.bench.gateway.mock import MODEL, gap_prompt
 
 EVENTS, GAP_MS = 20, 20.0  # of a stream
+NO_CONNECTION = "no connection"
 GIVE_UP_S = 25.0  # without an answer by then, a request is lost
 
 
@@ -31,10 +33,22 @@ class Fate(StrEnum):
 class Asked:
     """One request and what came back. Times in seconds of `time.monotonic`."""
 
-    __slots__ = ("asked_s", "body", "code", "ended_s", "left", "problem", "replica", "retry_after", "status", "stream")
+    __slots__ = (
+        "asked_s",
+        "body",
+        "code",
+        "ended_s",
+        "left",
+        "problem",
+        "replica",
+        "retry_after",
+        "status",
+        "stream",
+        "words",
+    )
 
-    def __init__(self, stream: bool) -> None:
-        self.stream = stream
+    def __init__(self, stream: bool, words: str = "What happens when a replica dies?") -> None:
+        self.stream, self.words = stream, words
         self.asked_s = time.monotonic()
         self.ended_s = 0.0
         self.status = 0
@@ -60,13 +74,16 @@ class Asked:
             self.problem = "the answer is not whole"
         del self.body[200:]
 
-    def fate(self, expected: Collection[int] = (200,), may_refuse: bool = False) -> Fate:
+    def fate(self, expected: Collection[int] = (200,), may_refuse: bool = False, closed_s: float = math.inf) -> Fate:
         """What became of it, where an answer with a status in `expected` is one.
 
-        may_refuse: there was a time when no replica could take it; a refusal says so and is no loss.
+        may_refuse: there was a time when no replica could take it; a refusal says so and is no loss. closed_s: when
+        the gateway was told to end: later, there is no connection to it.
         """
         if self.left:
             return Fate.LEFT
+        if self.problem == NO_CONNECTION and self.asked_s >= closed_s:
+            return Fate.REFUSED
         if self.problem:
             return Fate.CUT if self.status == 200 and self.body else Fate.LOST
         if self.status in expected:
@@ -87,11 +104,15 @@ def _is_stream(body: bytearray) -> bool:
     return body.endswith(b"data: [DONE]\n\n") and b'"error"' not in body and body.startswith(b"data: {")
 
 
-def request(stream: bool) -> bytes:
+def messages(words: str) -> list[Any]:
+    """A prompt that asks the mock for events `GAP_MS` apart."""
+    return [{"role": "user", "content": f"{gap_prompt(GAP_MS)} {words}"}]
+
+
+def request(asked: Asked) -> bytes:
     """A chat completion as bytes."""
-    content = f"{gap_prompt(GAP_MS)} What happens when a replica dies?"
-    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": EVENTS}
-    data = json.dumps({**body, "stream": True} if stream else body).encode()
+    body: dict[str, Any] = {"model": MODEL, "messages": messages(asked.words), "max_tokens": EVENTS}
+    data = json.dumps({**body, "stream": True} if asked.stream else body).encode()
     head = f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
 
@@ -112,7 +133,7 @@ class Client(asyncio.Protocol):
         """Send a request; `over` tells of its end."""
         self.asked, self._parser = asked, httptools.HttpResponseParser(self)
         self.over.clear()
-        self.transport.write(request(asked.stream))
+        self.transport.write(request(asked))
 
     def leave(self) -> None:
         """Be gone, in the middle of whatever it is."""
@@ -225,7 +246,7 @@ class Load:
             try:
                 client = await self.connect()
             except OSError:
-                asked.end("no connection")
+                asked.end(NO_CONNECTION)
                 return
         try:
             client.ask(asked)

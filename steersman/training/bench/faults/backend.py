@@ -23,7 +23,7 @@ from steersman.training.bench.gateway.mock import STREAM_HEAD, Form, MockServer,
 
 WHOLE_S = 0.2  # that an answer takes which is not streamed: long enough to be hit by a fault
 DRIP_S = 1e-3  # between two bytes
-FLOOD_EVENTS = 40_000  # some megabytes
+FLOOD, FLOOD_EVENTS = "flood me", 20_000  # words in a prompt that ask for megabytes of events at once
 _ERROR = b'{"error": {"message": "as told", "type": "mock", "code": "mock"}}'
 
 
@@ -33,7 +33,9 @@ class FaultyServer(MockServer):
     fault = ""  # of all connections
 
     def complete(self, form: Form, request: dict[str, Any]) -> None:
-        if FaultyServer.fault:
+        if FLOOD.encode() in self._body:
+            self._flood(form)
+        elif FaultyServer.fault:
             FAULTS[FaultyServer.fault](self, form, request)
         elif request.get("stream"):
             super().complete(form, request)
@@ -74,7 +76,9 @@ class FaultyServer(MockServer):
 
     def head_only(self, form: Form, request: dict[str, Any]) -> None:
         """Close after the head."""
-        self._transport.write(STREAM_HEAD if request.get("stream") else form.whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+        self._transport.write(
+            STREAM_HEAD if request.get("stream") else form.whole.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        )
         self._transport.close()
 
     def cut(self, form: Form, request: dict[str, Any]) -> None:
@@ -123,8 +127,7 @@ class FaultyServer(MockServer):
         self._transport.write(plain(_ERROR, status))
         self._over()
 
-    def flood(self, form: Form, request: dict[str, Any]) -> None:
-        """Megabytes of events at once."""
+    def _flood(self, form: Form) -> None:
         self._transport.write(STREAM_HEAD + form.event * FLOOD_EVENTS + b"".join(form.end(FLOOD_EVENTS)))
         self._over()
 
@@ -141,7 +144,6 @@ FAULTS: dict[str, Callable[[FaultyServer, Form, dict[str, Any]], None]] = {
     "500": FaultyServer.status_500,
     "400": FaultyServer.status_400,
     "429": FaultyServer.status_429,
-    "flood": FaultyServer.flood,
 }
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import uvloop
 from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
 from steersman.training.bench.faults.asked import Fate, Load
-from steersman.training.bench.faults.cluster import Gateway, cluster
-from steersman.training.bench.faults.scenarios import SCENARIOS, Scenario, Stage, ask_openai, worst_s
+from steersman.training.bench.faults.cluster import cluster
+from steersman.training.bench.faults.scenarios import SCENARIOS, Scenario, Stage, openai_client, worst_s
 from steersman.training.bench.machine import machine
 
 RATE = 50.0  # requests a second of the steady load
@@ -47,9 +48,13 @@ def bench(
         if name not in SCENARIOS:
             raise UserError(f"--only {name}: there is no such scenario; {nearest(name, list(SCENARIOS))}")
     if soak_s:
-        return {"machine": machine(), "policy": policy, "soak": uvloop.run(_soak(policy, soak_s, say))}
-    rows = uvloop.run(_all(policy, only or list(SCENARIOS), seconds, at_once, say))
-    return {"machine": machine(), "policy": policy, "seconds": seconds, "rate": RATE, "scenarios": rows}
+        soaked = uvloop.run(_soak(policy, soak_s, say))
+        return {"machine": machine(), "policy": policy, "scenarios": [], "skipped": [], "soak": [soaked]}
+    asked = only or list(SCENARIOS)
+    skipped = [name for name in asked if SCENARIOS[name].openai and find_spec("openai") is None]
+    rows = uvloop.run(_all(policy, [name for name in asked if name not in skipped], seconds, at_once, say))
+    common = {"machine": machine(), "policy": policy, "seconds": seconds, "rate": RATE}
+    return {**common, "scenarios": rows, "skipped": skipped, "soak": []}
 
 
 async def _all(
@@ -77,37 +82,29 @@ async def _played(policy: str, name: str, scenario: Scenario, seconds: float) ->
         async with cluster(policy, Path(folder)) as found:
             load = Load(found.gateway.port, RATE)
             stage = Stage(found, load, seconds)
-            ask = None
-            if scenario.client:
-                try:
-                    ask = await ask_openai(found.gateway.port)
-                except ImportError:
-                    return {"name": name, "about": scenario.about, "skipped": f"{scenario.client} is not installed"}
             before_fds = found.gateway.descriptors
-            load.start(ask)
-            await asyncio.sleep(BEFORE_S)
-            before_mib = found.gateway.memory_mib
-            await asyncio.sleep(BEFORE_S)
-            await scenario.play(stage)
-            retried = 0.0
-            await load.stop()
-            over = found.gateway.process.poll() is not None
-            if not over:
-                retried = await found.gateway.total("retries_total")
+            async with openai_client(found.gateway.port) if scenario.openai else nullcontext() as ask:
+                load.start(ask)
+                await asyncio.sleep(BEFORE_S)
+                before_mib = found.gateway.memory_mib
+                await asyncio.sleep(BEFORE_S)
+                await scenario.play(stage)
+                await load.stop()
+            after: dict[str, float | None] = dict.fromkeys(("retried", "memory_after_mib", "descriptors_after"))
+            if found.gateway.process.poll() is None:  # else it took its counts with it
                 await _quiet(stage, before_fds)
-            else:
-                retried = math.nan  # it took its count with it
+                after["retried"] = await found.gateway.total("retries_total")
+                after["memory_after_mib"] = found.gateway.memory_mib
+                after["descriptors_after"] = found.gateway.descriptors
             return {
                 "name": name,
                 "about": scenario.about,
                 **_counted(scenario, stage),
-                "retried": retried,
                 "out_s": stage.out_s,
                 "back_s": stage.back_s,
                 "memory_before_mib": before_mib,
-                "memory_after_mib": math.nan if over else found.gateway.memory_mib,
                 "descriptors_before": before_fds,
-                "descriptors_after": found.gateway.descriptors,
+                **after,
                 "notes": stage.notes,
                 "wrong": stage.wrong,
             }
@@ -116,9 +113,11 @@ async def _played(policy: str, name: str, scenario: Scenario, seconds: float) ->
 def _counted(scenario: Scenario, stage: Stage) -> dict[str, Any]:
     """What became of the requests."""
     asked = stage.load.all
-    fates = [a.fate(scenario.expected, scenario.may_refuse) for a in asked]
+    fates = [a.fate(scenario.expected, scenario.may_refuse, stage.closed_s) for a in asked]
     counts = Counter(fates)
-    reasons = Counter(a.problem or f"status {a.status} {a.code}" for a, fate in zip(asked, fates, strict=True) if fate is Fate.LOST)
+    reasons = Counter(
+        a.problem or f"status {a.status} {a.code}" for a, fate in zip(asked, fates, strict=True) if fate is Fate.LOST
+    )
     stage.expect(not counts[Fate.LOST], f"lost: {', '.join(f'{n}x {why}' for why, n in reasons.items())}")
     stage.expect(scenario.may_cut or not counts[Fate.CUT], "answers broke off that had begun")
     answered = [a for a, fate in zip(asked, fates, strict=True) if fate is Fate.ANSWERED]
@@ -160,6 +159,7 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
             stage = Stage(found, load, seconds)
             counted = _counted(Scenario("", _nothing), stage)
             return {
+                "name": "soak",
                 **counted,
                 "seconds": seconds,
                 "retried": await found.gateway.total("retries_total"),
@@ -187,6 +187,3 @@ def _slopes(samples: list[tuple[float, float, int]]) -> dict[str, float]:
         "descriptors_last": float(files[-1]),
         "descriptors_slope_per_hour": float(np.polyfit(times, files, 1)[0] * 3600),
     }
-
-
-__all__ = ["Gateway", "bench"]

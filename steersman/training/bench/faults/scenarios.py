@@ -7,13 +7,15 @@ import math
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from steersman.training.bench.faults.asked import Asked, Client, Load
+from steersman.training.bench.faults.asked import EVENTS, Asked, Load, messages
+from steersman.training.bench.faults.backend import FLOOD
 from steersman.training.bench.faults.cluster import DRAIN_S, RAMP_S, Backend, Cluster, Gateway
-from steersman.training.bench.gateway.mock import MODEL, gap_prompt
+from steersman.training.bench.gateway.mock import MODEL
 
 BACK_S = 12.0  # a replica that is well again must be back by then
 QUICK_S = 5.0  # one that answers nobody must be left out by then
@@ -28,6 +30,7 @@ class Stage:
     seconds: float  # of the fault
     out_s: float | None = None  # until the broken replica got no more requests
     back_s: float | None = None  # until it got some again, once it was mended
+    closed_s: float = math.inf  # when the gateway was told to end, of the monotonic clock
     notes: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)  # expectations that were not met
 
@@ -81,8 +84,7 @@ class Scenario(NamedTuple):
     expected: Collection[int] = (200,)  # statuses of an answer
     may_refuse: bool = False  # there is a time when no replica can take a request
     may_cut: bool = True  # answers that have begun break off
-    client: str = ""  # a package that asks in place of plain connections
-    load_itself: bool = False  # the steady load is none
+    openai: bool = False  # requests are sent with that package
 
 
 def shows(fault: str, out_within_s: float | None = QUICK_S) -> Play:
@@ -140,7 +142,7 @@ async def all_open(stage: Stage) -> None:
 
 async def terminate(stage: Stage) -> None:
     """SIGTERM for the gateway; a replica is killed while it drains."""
-    began_s = time.monotonic()
+    began_s = stage.closed_s = time.monotonic()
     stage.gateway.process.terminate()
     await asyncio.sleep(0.1)
     stage.broken.kill()
@@ -204,17 +206,15 @@ async def disconnect(stage: Stage) -> None:
 
 async def slow_clients(stage: Stage) -> None:
     """Clients that read nothing of megabytes, then leave."""
-    for backend in stage.cluster.backends:
-        backend.show("flood")
     before_mib = stage.gateway.memory_mib
     clients = []
     for _ in range(SLOW):
         client = await stage.load.connect()
         client.transport.pause_reading()
-        clients.append(_leaving(stage, client))
-    await asyncio.sleep(0.5)
-    for backend in stage.cluster.backends:
-        backend.show("")
+        asked = Asked(stream=True, words=FLOOD)
+        stage.load.all.append(asked)
+        client.ask(asked)
+        clients.append(client)
     await asyncio.sleep(stage.seconds)
     held_mib = stage.gateway.memory_mib - before_mib
     for client in clients:
@@ -223,16 +223,9 @@ async def slow_clients(stage: Stage) -> None:
     stage.notes.append(f"{SLOW} clients left megabytes unread: {held_mib:.0f} MiB held for them")
 
 
-def _leaving(stage: Stage, client: Client) -> Client:
-    asked = Asked(stream=True)
-    stage.load.all.append(asked)
-    client.ask(asked)
-    return client
-
-
 SCENARIOS: dict[str, Scenario] = {
     "kill": Scenario("kill -9 of a replica, then its restart", kill),
-    "kill-openai": Scenario("the same, asked by the `openai` client", kill, client="openai"),
+    "kill-openai": Scenario("the same, asked by the `openai` client", kill, openai=True),
     "freeze": Scenario("a replica is frozen (SIGSTOP), then goes on", freeze),
     "silent": Scenario("a replica takes requests and never answers", shows("silent", 10.0)),
     "drip": Scenario("a replica answers byte by byte", shows("drip", None), may_cut=False),
@@ -255,8 +248,9 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-async def ask_openai(port: int) -> Callable[[Asked], Awaitable[None]]:
-    """How requests are sent with the `openai` client, without retries of its own.
+@asynccontextmanager
+async def openai_client(port: int) -> AsyncIterator[Callable[[Asked], Awaitable[None]]]:
+    """How requests are sent with the `openai` package, without retries of its own.
 
     Raises:
         ImportError: it is not installed.
@@ -264,13 +258,12 @@ async def ask_openai(port: int) -> Callable[[Asked], Awaitable[None]]:
     import openai
 
     client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    content = f"{gap_prompt(20.0)} What happens when a replica dies?"
 
     async def ask(asked: Asked) -> None:
         raw = client.chat.completions.with_raw_response
         try:
             answer = await raw.create(
-                model=MODEL, messages=[{"role": "user", "content": content}], max_tokens=20, stream=asked.stream
+                model=MODEL, messages=messages(asked.words), max_tokens=EVENTS, stream=asked.stream
             )
             asked.status, asked.replica = answer.status_code, answer.headers.get("x-steersman-replica", "")
             parsed = answer.parse()
@@ -290,7 +283,8 @@ async def ask_openai(port: int) -> Callable[[Asked], Awaitable[None]]:
         except (openai.OpenAIError, OSError) as error:
             asked.end(f"{type(error).__name__}: {error}")
 
-    return ask
+    async with client:
+        yield ask
 
 
 def worst_s(asked: Collection[Asked]) -> float:
