@@ -421,6 +421,34 @@ def gateway(
 
 
 @bench.command()
+def faults(
+    policy: Annotated[str, typer.Option(help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    only: Annotated[list[str] | None, typer.Option(help="A scenario; all by default.", metavar="NAME")] = None,
+    seconds: Annotated[float, typer.Option(help="That a fault lasts, at least.", min=0.5)] = 3.0,
+    at_once: Annotated[int, typer.Option(help="Scenarios played at the same time.", min=1)] = 3,
+    soak: Annotated[
+        float, typer.Option(help="In place of scenarios: so long a load, with faults by turns.", metavar="SECONDS")
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What becomes of requests when replicas, clients or the gateway itself break. Ends with 1 if any was lost."""
+    import json
+
+    from steersman.training.bench.faults.measure import bench as measure
+    from steersman.training.bench.show import fault_notes, fault_table, soak_table
+
+    with Console(stderr=True).status("starting …") as status:
+        figures = measure(policy, only or (), seconds=seconds, at_once=at_once, soak_s=soak, say=status.update)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(soak_table(figures) if soak else fault_table(figures), highlight=False)
+        for sentence in fault_notes(figures):
+            console.print(sentence, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if any(row["wrong"] for row in [*figures["scenarios"], *figures["soak"]]) else 0)
+
+
+@bench.command()
 def training(
     rounds: Annotated[int, typer.Option(help="Rollouts and updates of either loop.", min=1)] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
