@@ -101,7 +101,12 @@ def load_serving(path: str | Path) -> OnnxPolicy:
     return open_bundle(path).serving
 
 
-def _verified(files: Mapping[str, bytes], path: Path) -> Bundle:
+def open_zip(data: bytes, where: str) -> Bundle:
+    """The bundle in the bytes of a zip. `where` names it in errors, which are those of `open_bundle`."""
+    return _verified(archive.unpack(data, where), where)
+
+
+def _verified(files: Mapping[str, bytes], path: Path | str) -> Bundle:
     graph, where = files[archive.GRAPH], f"{path}/{archive.GRAPH}"
     refuse_other_formats(graph, where)
     described = manifest.parse(files[archive.MANIFEST], f"{path}/{archive.MANIFEST}")
@@ -116,7 +121,7 @@ def _verified(files: Mapping[str, bytes], path: Path) -> Bundle:
             f"{expected}; {manifest.REMEDY}"
         )
     compiled = compiled_policy(described.architecture, described.vector, described.name, described.summary)
-    serving = OnnxPolicy(described.name, graph, where)
+    serving = OnnxPolicy(described.name, graph, where, described.version)
     _self_test(compiled, serving, where)
     return Bundle(described, compiled, serving)
 

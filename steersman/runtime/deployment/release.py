@@ -1,0 +1,47 @@
+"""A policy under the name by which it is deployed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from steersman.runtime.policy import Policy
+from steersman.runtime.ticket import Fallback
+
+
+class Release(NamedTuple):
+    """A policy and its version: of a bundle its name and the start of its SHA-256, of a heuristic what it was named by.
+
+    The policy is this release's own: it may keep memory between decisions, so that no two share one.
+    """
+
+    policy: Policy
+    version: str
+    summary: str = ""
+
+
+def release_of(policy: Policy | Release) -> Release:
+    """`policy` as it is, or under its own version or name."""
+    if isinstance(policy, Release):
+        return policy
+    return Release(policy, getattr(policy, "version", policy.name))
+
+
+class Unusable(Exception):
+    """A policy that is known not to work; `reason` is what its fallbacks are counted as."""
+
+    def __init__(self, reason: Fallback, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class BrokenPolicy:
+    """Stands for a policy that could not be loaded when the gateway started: the fallback decides for it."""
+
+    def __init__(self, name: str, reason: Fallback, sentence: str) -> None:
+        self.name = name
+        self._error = Unusable(reason, sentence)
+
+    def score(self, rows: np.ndarray, mask: np.ndarray) -> NoReturn:
+        raise self._error
