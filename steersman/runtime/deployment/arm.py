@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Literal, NoReturn
+
+import numpy as np
 
 from steersman.runtime.deployment.release import Release
 from steersman.runtime.deployment.times import Times
 from steersman.runtime.ticket import Fallback
 
 Role = Literal["current", "canary"]
+
+
+def _retired(rows: np.ndarray, mask: np.ndarray) -> NoReturn:
+    raise RuntimeError("a retired arm decides nothing")
 
 
 class Arm:
@@ -24,7 +30,6 @@ class Arm:
         "fallbacks",
         "last_failure",
         "name",
-        "release",
         "role",
         "score",
         "times",
@@ -33,7 +38,6 @@ class Arm:
 
     def __init__(self, role: Role, release: Release) -> None:
         self.role: Role = role
-        self.release = release
         # Looked up once, for the sake of the fast path.
         self.score, self.name, self.version = release.policy.score, release.policy.name, release.version
         self.decisions = 0
@@ -44,6 +48,10 @@ class Arm:
         self.ended = 0  # requests that are over: served, failed, shed or given up
         self.attained = 0  # of these, met both SLOs
         self.errors = 0  # of these, failed: no replica answered them whole
+
+    def retire(self) -> None:
+        """It decides no more, and lets go of its policy; requests that it decided are still counted."""
+        self.score = _retired
 
     @property
     def own_failures(self) -> int:

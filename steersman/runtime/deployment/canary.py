@@ -51,17 +51,14 @@ class _Mark(NamedTuple):
 class Canary:
     """A canary and the arm of the current policy that it is compared with, both counted from the same time on."""
 
-    def __init__(self, arm: Arm, baseline: Arm, share: float, bounds: CanaryBounds) -> None:
+    def __init__(self, release: Release, arm: Arm, baseline: Arm, share: float, bounds: CanaryBounds) -> None:
+        self.release = release
         self.arm = arm
         self.baseline = baseline
         self.share = share
         self.bounds = bounds
         self._point = 0.5
         self._marks: deque[_Mark] = deque([_Mark(0, 0, 0, 0, 0, 0)], maxlen=2)
-
-    @property
-    def release(self) -> Release:
-        return self.arm.release
 
     def takes_next(self) -> bool:
         """Whether the next new request is the canary's."""
@@ -109,7 +106,7 @@ class Canary:
             return None
         return (
             f"it attained {r.attained / r.ended:.1%} of its last {r.ended} requests, but "
-            f"{self.baseline.release.version} {r.baseline_attained / r.baseline_ended:.1%} of {r.baseline_ended}: "
+            f"{self.baseline.version} {r.baseline_attained / r.baseline_ended:.1%} of {r.baseline_ended}: "
             f"more than {loss:.1%} lost (z = {z:.1f})"
         )
 
@@ -119,7 +116,7 @@ class Canary:
         if z <= self._critical_z:
             return None
         return (
-            f"{r.errors / r.ended:.1%} of its last {r.ended} requests failed, but of {self.baseline.release.version} "
+            f"{r.errors / r.ended:.1%} of its last {r.ended} requests failed, but of {self.baseline.version} "
             f"{r.baseline_errors / r.baseline_ended:.1%} of {r.baseline_ended}: more than {rise:.1%} worse "
             f"(z = {z:.1f})"
         )

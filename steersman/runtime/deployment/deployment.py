@@ -77,11 +77,9 @@ class Deployment:
         self._rows, self._mask = rows, mask
         self._clock = clock
         self._warm(self.fallback)
-        self._arm = self._new_current(release_of(current))
-
-    @property
-    def current(self) -> Release:
-        return self._arm.release
+        self.current = release_of(current)
+        self._warm(self.current)
+        self._arm = self._counted(Arm("current", self.current))
 
     @property
     def current_arm(self) -> Arm:
@@ -124,9 +122,10 @@ class Deployment:
 
     def _arm_of(self, ticket: Ticket, canary: Canary) -> Arm:
         """A request that is decided anew stays with the policy that had it."""
-        if ticket.arm is None:
+        before = ticket.arm
+        if before is None:
             return canary.arm if canary.takes_next() else self._arm
-        return canary.arm if ticket.arm.release is canary.release else self._arm
+        return canary.arm if before.role == "canary" and before.version == canary.arm.version else self._arm
 
     def _fall_back(self, arm: Arm, elapsed: float, failure: Fallback, said: str) -> Choice:
         self.fallbacks[failure] += 1
@@ -213,7 +212,7 @@ class Deployment:
         """
         if self.canary is None:
             raise UserError("there is no canary")
-        release, self.canary = self.canary.release, None
+        release = self._end_canary(self.canary)
         self._say("canary_stopped", f"the canary {release.version} was stopped")
         return release
 
@@ -243,24 +242,34 @@ class Deployment:
         self._say("refused", sentence)
 
     def _take_back(self, canary: Canary, why: str) -> None:
-        self.canary = None
+        self._end_canary(canary)
         self._say("canary_rolled_back", f"the canary {canary.release.version} was rolled back: {why}")
+
+    def _end_canary(self, canary: Canary) -> Release:
+        canary.arm.retire()
+        self.canary = None
+        return canary.release
 
     def _replace(self, release: Release) -> None:
         """Make `release` current, and let a canary that is another policy go on beside it."""
-        canary = self.canary
-        self._arm, self.canary = self._new_current(release), None
-        if canary is not None and canary.release.version != release.version:
-            self._compare(canary.release, canary.share, canary.bounds)
+        self._warm(release)
+        canary, self.current = self.canary, release
+        self._count_anew()
+        if canary is not None:
+            self._end_canary(canary)
+            if canary.release.version != release.version:
+                self._compare(canary.release, canary.share, canary.bounds)
 
     def _compare(self, release: Release, share: float, bounds: CanaryBounds) -> None:
         """A canary beside the current policy, whose counts begin anew: both are measured over the same time."""
-        self._arm = self._counted(Arm("current", self.current))
-        self.canary = Canary(self._counted(Arm("canary", release)), self._arm, share, bounds)
+        if self.canary is not None:
+            self._end_canary(self.canary)
+        self._count_anew()
+        self.canary = Canary(release, self._counted(Arm("canary", release)), self._arm, share, bounds)
 
-    def _new_current(self, release: Release) -> Arm:
-        self._warm(release)
-        return self._counted(Arm("current", release))
+    def _count_anew(self) -> None:
+        self._arm.retire()
+        self._arm = self._counted(Arm("current", self.current))
 
     def _counted(self, arm: Arm) -> Arm:
         self.arms.append(arm)

@@ -82,7 +82,7 @@ def stats(deployment: Deployment) -> DeploymentStats:
     canary, shadow = deployment.canary, deployment.shadow
     by_key: dict[tuple[str, str], list[Arm]] = {}
     for arm in deployment.arms:
-        by_key.setdefault((arm.release.version, arm.role), []).append(arm)
+        by_key.setdefault((arm.version, arm.role), []).append(arm)
     return DeploymentStats(
         current=deployment.current.version,
         fallback=deployment.fallback.version,
@@ -104,7 +104,7 @@ def _together(arms: list[Arm]) -> ArmStats:
         for reason, count in arm.fallbacks.items():
             fallbacks[reason.value] = fallbacks.get(reason.value, 0) + count
     return ArmStats(
-        version=arms[0].release.version,
+        version=arms[0].version,
         role=arms[0].role,
         decisions=sum(arm.decisions for arm in arms),
         ended=sum(arm.ended for arm in arms),
