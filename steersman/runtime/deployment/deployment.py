@@ -70,6 +70,7 @@ class Deployment:
         self.predecessors: list[Release] = []  # the last one was current before
         self.shadow: Shadow | None = None
         self.canary: Canary | None = None
+        self.decisions = 0
         self.fallbacks: Counter[Fallback] = Counter()
         self.changes: Counter[str] = Counter()
         self.events: deque[Event] = deque(maxlen=EVENTS)
@@ -109,6 +110,7 @@ class Deployment:
         elapsed = self._clock() - started
         if failure is None and elapsed > self.limit_s:
             failure, said = Fallback.SLOW, f"slow ({1e3 * elapsed:.2g} ms)"
+        self.decisions += 1
         arm.decisions += 1
         arm.times.add(elapsed)
         if failure is None:

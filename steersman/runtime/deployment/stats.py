@@ -71,6 +71,7 @@ class DeploymentStats:
     predecessors: tuple[str, ...]
     canary: CanaryStats | None
     shadow: ShadowStats | None
+    decisions: int
     fallbacks: dict[str, int]  # decisions of the fallback, by reason
     changes: dict[str, int]  # by kind: activated, rolled_back, canary_rolled_back …
     arms: tuple[ArmStats, ...]  # of the last policies that decided
@@ -91,6 +92,7 @@ def stats(deployment: Deployment) -> DeploymentStats:
         if canary is None
         else CanaryStats(canary.release.version, canary.share, _together([canary.arm]), _together([canary.baseline])),
         shadow=None if shadow is None else _shadow(shadow),
+        decisions=deployment.decisions,
         fallbacks={reason.value: count for reason, count in deployment.fallbacks.items()},
         changes=dict(deployment.changes),
         arms=tuple(_together(arms) for arms in by_key.values()),

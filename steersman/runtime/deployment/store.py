@@ -59,7 +59,9 @@ class Prepared(NamedTuple):
 
 
 class PolicyStore:
-    """Policies by version, safe to use from several threads. `load` gives a new policy each time: two places of a deployment never share one's memory.
+    """Policies by version; safe to use from several threads.
+
+    `load` gives a new policy each time, so that two places of a deployment never share one's memory.
 
     folder: None keeps all in memory. heuristic: gives the policy of a name such as `jsed?decode_weight=0`.
 
