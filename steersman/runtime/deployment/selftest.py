@@ -83,7 +83,8 @@ def _play(scheduler: Scheduler, rng: np.random.Generator) -> list[tuple[np.ndarr
     context = int(np.minimum(table["max_model_len"], table["kv_tokens"]).max())
     inflight: list[Ticket] = []
     for number in range(SITUATIONS):
-        for _ in range(int(rng.integers(0, 3 * len(table) + 1))):  # what came since
+        came = int(rng.integers(0, 3 * len(table) + 1)) if number else 0
+        for _ in range(came):
             clock.now += float(rng.exponential(0.05))
             ticket = scratch.arrive(_request(rng, scratch, tenants, context))
             if scratch.observe(ticket):
