@@ -165,7 +165,8 @@ def _table(*columns: str) -> Table:
 
 
 def _event(at_unix_s: float, sentence: str) -> Text:
-    return Text.assemble((time.strftime("%H:%M:%S ", time.localtime(at_unix_s)), "dim"), sentence)
+    clock = time.strftime("%H:%M:%S ", time.localtime(at_unix_s))
+    return Text.assemble((clock, "dim"), sentence, no_wrap=True, overflow="ellipsis")
 
 
 def _duration(seconds: float) -> str:

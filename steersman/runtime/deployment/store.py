@@ -23,7 +23,7 @@ from steersman.runtime.deployment.release import BrokenPolicy, Release
 from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import SchemaError
 from steersman.runtime.plugins import nearest
-from steersman.runtime.policy import Policy
+from steersman.runtime.policy import BoundPolicy, Policy
 from steersman.runtime.ticket import Fallback
 
 FORMAT = 1
@@ -110,7 +110,9 @@ class PolicyStore:
             UserError: there is none of that name.
         """
         policy = self._heuristic(spec)
-        return Prepared(Release(policy, spec), Entry(name=policy.name, pushed=_now(), heuristic=spec))
+        summary = policy.policy.summary if isinstance(policy, BoundPolicy) else ""
+        entry = Entry(name=policy.name, summary=summary, pushed=_now(), heuristic=spec)
+        return Prepared(Release(policy, spec, summary), entry)
 
     def keep(self, prepared: Prepared, in_use: Collection[str] = ()) -> None:
         """Put a policy into the store. in_use: versions that must not be forgotten.
