@@ -8,9 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 from simulated import TENANTS, fleet
 
 from steersman.runtime.deployment import CanaryBounds, Deployment, Release
+from steersman.runtime.deployment.metrics import DeploymentCollector
 from steersman.runtime.deployment.release import BrokenPolicy
 from steersman.runtime.deployment.stats import stats
 from steersman.runtime.errors import UserError
@@ -264,7 +266,22 @@ def test_a_canary_that_fails_now_and_then_is_rolled_back() -> None:
     d = canary(s, Sometimes(SECOND), share=1.0)
     serve(s, lambda _: True, 300)
     assert d.canary is None
-    assert "10.0% of 200 decisions failed, more than 1.0%, at last: not-finite" in d.events[-1].sentence
+    assert (
+        "10.0% of 200 decisions failed, but of now 0.0%: more than 1.0% worse, at last: not-finite"
+        in d.events[-1].sentence
+    )
+
+
+def test_what_fails_for_both_policies_is_not_the_canarys_fault() -> None:
+    class Sometimes(Fixed):
+        def score(self, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+            self.scores = [math.nan, 0, 0, 0] if self.asked % 10 == 0 else SECOND
+            return super().score(rows, mask)
+
+    s = scheduler(Sometimes(FIRST))
+    d = canary(s, Sometimes(SECOND))
+    serve(s, lambda _: True, 1000)
+    assert d.canary is not None
 
 
 def test_a_canary_that_takes_too_long_is_rolled_back() -> None:
@@ -478,3 +495,30 @@ def test_percentiles_of_decision_times_lie_in_their_bucket() -> None:
     assert times.percentile(0.5) == pytest.approx(50e-6, rel=0.05)
     assert times.percentile(0.99) == pytest.approx(99e-6, rel=0.05)
     assert all(a <= b for a, b in pairwise(times.percentile(share) for share in np.linspace(0, 1, 21)))
+
+
+# Metrics
+
+
+def test_what_is_counted_can_be_scraped() -> None:
+    s = scheduler()
+    d = canary(s, Fixed(RuntimeError("no")), share=0.5)
+    shadow(s, Fixed(SECOND))
+    serve(s, lambda _: True, 10)
+    registry = CollectorRegistry()
+    registry.register(DeploymentCollector(d))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"steersman_{name}", labels)
+
+    assert value("policy_info", version="new", place="canary") == 1
+    assert value("policy_decisions_total", version="now", arm="current") == 5
+    assert value("policy_attained_total", version="new", arm="canary") == 5
+    assert value("policy_fallbacks_total", version="new", arm="canary", reason="error") == 5
+    assert value("policy_decision_seconds_count", version="now", arm="current") == 5
+    assert value("policy_decision_seconds_bucket", version="now", arm="current", le="1e-06") == 5
+    assert value("shadow_disagreements_total", version="dark") == 5
+    assert value("shadow_enabled", version="dark") == 1
+    assert value("canary_share") == 0.5
+    assert value("policy_changes_total", kind="canary_started") == 1
+    assert b"steersman_policy_decision_seconds_bucket" in generate_latest(registry)

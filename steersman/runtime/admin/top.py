@@ -78,11 +78,12 @@ def _policies(policies: Mapping[str, Any]) -> Text:
     fallbacks = ", ".join(f"{count} {reason}" for reason, count in sorted(policies["fallbacks"].items()))
     previous = f", before it {policies['predecessors'][-1]}" if policies["predecessors"] else ""
     current = next((a for a in policies["arms"] if (a["version"], a["role"]) == (policies["current"], "current")), None)
+    failed = f" (at last: {current['last_failure']})" if current and current["last_failure"] else ""
     took = f", {1e6 * current['decision_s']['p50_s']:.0f} µs a decision" if current and current["decisions"] else ""
     return Text.assemble(
         "current  ",
         (policies["current"], "bold"),
-        f"{took}{previous}; fallback {policies['fallback']}: {fallbacks or 'never needed'}",
+        f"{took}{previous}; fallback {policies['fallback']}: {fallbacks or 'never needed'}{failed}",
     )
 
 

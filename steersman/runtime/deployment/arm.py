@@ -54,9 +54,10 @@ class Arm:
         self.score = _retired
 
     @property
-    def own_failures(self) -> int:
-        """Fallbacks for which the policy is to blame: not those for what it was shown."""
-        return sum(self.fallbacks.values()) - self.fallbacks[Fallback.RANGE]
+    def failure_rate(self) -> float:
+        """Share of its decisions that fell back, but for those where what it was shown is to blame."""
+        failures = sum(self.fallbacks.values()) - self.fallbacks[Fallback.RANGE]
+        return failures / self.decisions if self.decisions else 0.0
 
     def failed(self, reason: Fallback, said: str) -> None:
         """The fallback decided in place of this policy."""

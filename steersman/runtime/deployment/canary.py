@@ -31,7 +31,7 @@ class CanaryBounds(Model):
     confidence: float = Field(default=0.99, gt=0.5, lt=1, description="of the tests of attainment and errors")
     max_attainment_loss: float = Field(default=0.02, ge=0, le=1, description="against the current policy")
     max_error_rise: float = Field(default=0.01, ge=0, le=1, description="share of failed requests, likewise")
-    max_fallback_rate: float = Field(default=0.01, ge=0, le=1, description="share of decisions where it failed")
+    max_fallback_rise: float = Field(default=0.01, ge=0, le=1, description="share of failed decisions, likewise")
     max_decision_s: float = Field(default=5e-4, gt=0, description="median time of its decisions")
     max_failures_in_a_row: int = Field(default=20, ge=1, description="from the first decision on")
     memory_requests: int = Field(default=4000, ge=100, description="older requests of the canary do not count")
@@ -70,11 +70,11 @@ class Canary:
         arm, bounds = self.arm, self.bounds
         if arm.failures_in_a_row >= bounds.max_failures_in_a_row:
             return f"{arm.failures_in_a_row} decisions in a row failed, at last: {arm.last_failure}"
-        rate = arm.own_failures / arm.decisions
-        if arm.decisions >= bounds.least_requests and rate > bounds.max_fallback_rate:
+        rate, usual = arm.failure_rate, self.baseline.failure_rate  # a busy machine makes every policy slow
+        if arm.decisions >= bounds.least_requests and rate > usual + bounds.max_fallback_rise:
             return (
-                f"{rate:.1%} of {arm.decisions} decisions failed, more than {bounds.max_fallback_rate:.1%}, "
-                f"at last: {arm.last_failure}"
+                f"{rate:.1%} of {arm.decisions} decisions failed, but of {self.baseline.version} {usual:.1%}: "
+                f"more than {bounds.max_fallback_rise:.1%} worse, at last: {arm.last_failure}"
             )
         return None
 

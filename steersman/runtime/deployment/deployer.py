@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from steersman.runtime.deployment.canary import CanaryBounds
 from steersman.runtime.deployment.deployment import Deployment
-from steersman.runtime.deployment.release import Release
+from steersman.runtime.deployment.release import BrokenPolicy, Release
 from steersman.runtime.deployment.selftest import SelfTest
 from steersman.runtime.deployment.store import PolicyStore, Prepared
 from steersman.runtime.errors import UserError
@@ -53,6 +53,9 @@ class Deployer:
         self._self_test = self_test
         self._bounds = bounds or CanaryBounds()
         self._turn = asyncio.Lock()
+        policy = deployment.current.policy
+        if isinstance(policy, BrokenPolicy):
+            deployment.say("refused", f"{deployment.fallback.version} decides for {policy.name}: {policy.sentence}")
 
     async def push_zip(self, data: bytes, place: Place, share: float = SHARE) -> Done:
         """A bundle, as the bytes of a zip, takes its place.
@@ -80,7 +83,7 @@ class Deployer:
                 await asyncio.to_thread(self._self_test.check, release.policy, version)
                 return self._deploy(release, place, share)
             except UserError as error:
-                self.deployment.refused(str(error))
+                self.deployment.say("refused", str(error))
                 raise
 
     async def reload(self, path: Path) -> None:
@@ -91,10 +94,11 @@ class Deployer:
                 if prepared.release.version == self.deployment.current.version:
                     return
                 await self._keep(prepared)
-                self._deploy(prepared.release, "current", SHARE)
                 await asyncio.to_thread(self.store.configured, prepared.release.version)
+                self._deploy(prepared.release, "current", SHARE)
         except UserError as error:
-            self.deployment.refused(f"{self.deployment.current.version} goes on, a changed bundle is refused: {error}")
+            goes_on = f"{self.deployment.current.version} goes on, a changed bundle is refused"
+            self.deployment.say("refused", f"{goes_on}: {error}")
 
     def rollback(self) -> Done:
         """The predecessor decides again.
@@ -149,7 +153,7 @@ class Deployer:
                 await self._keep(prepared)
                 return self._deploy(prepared.release, place, share)
             except UserError as error:
-                self.deployment.refused(str(error))
+                self.deployment.say("refused", str(error))
                 raise
 
     async def _keep(self, prepared: Prepared) -> None:
@@ -175,5 +179,5 @@ class Deployer:
             self.store.remember(deployment.current.version, [release.version for release in deployment.predecessors])
         except UserError as error:
             sentence = f"{sentence}, but a restart will not know it: {error}"
-            deployment.refused(sentence)
+            deployment.say("not_remembered", sentence)
         return Done(version, sentence)

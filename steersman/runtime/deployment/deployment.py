@@ -165,7 +165,7 @@ class Deployment:
         before = self.current
         self.predecessors = [*self.predecessors, before][-PREDECESSORS:]
         self._replace(release)
-        self._say("activated", f"{release.version} decides, in place of {before.version}")
+        self.say("activated", f"{release.version} decides, in place of {before.version}")
 
     def rollback(self) -> Release:
         """The predecessor decides again. Returns it.
@@ -177,7 +177,7 @@ class Deployment:
             raise UserError(f"nothing to roll back to: {self.current.version} has no predecessor")
         before = self.current
         self._replace(self.predecessors.pop())
-        self._say("rolled_back", f"{self.current.version} decides again, {before.version} was rolled back")
+        self.say("rolled_back", f"{self.current.version} decides again, {before.version} was rolled back")
         return self.current
 
     def promote(self) -> Release:
@@ -191,7 +191,7 @@ class Deployment:
         release, before = self.canary.release, self.current
         self.predecessors = [*self.predecessors, before][-PREDECESSORS:]
         self._replace(release)
-        self._say("promoted", f"the canary {release.version} decides all requests, in place of {before.version}")
+        self.say("promoted", f"the canary {release.version} decides all requests, in place of {before.version}")
         return release
 
     def start_canary(self, release: Release, share: float, bounds: CanaryBounds | None = None) -> None:
@@ -204,7 +204,7 @@ class Deployment:
             raise UserError(f"a canary's share must be above 0 and at most 1, got {share:g}")
         self._warm(release)
         self._compare(release, share, bounds or CanaryBounds())
-        self._say("canary_started", f"{release.version} decides {share:.3g} of the requests as a canary")
+        self.say("canary_started", f"{release.version} decides {share:.3g} of the requests as a canary")
 
     def stop_canary(self) -> Release:
         """The current policy decides all requests. Returns what was the canary.
@@ -215,17 +215,17 @@ class Deployment:
         if self.canary is None:
             raise UserError("there is no canary")
         release = self._end_canary(self.canary)
-        self._say("canary_stopped", f"the canary {release.version} was stopped")
+        self.say("canary_stopped", f"the canary {release.version} was stopped")
         return release
 
     def start_shadow(self, release: Release) -> None:
         """`release` scores every request without deciding, in place of an earlier shadow."""
 
         def switched_off(why: str) -> None:
-            self._say("shadow_switched_off", f"the shadow {release.version} was switched off: {why}")
+            self.say("shadow_switched_off", f"the shadow {release.version} was switched off: {why}")
 
         self.shadow = Shadow(release, self.limit_s, lambda work: self.later(work), switched_off, self._clock)
-        self._say("shadow_started", f"{release.version} scores every request as a shadow")
+        self.say("shadow_started", f"{release.version} scores every request as a shadow")
 
     def stop_shadow(self) -> Release:
         """Nobody looks on. Returns what was the shadow.
@@ -236,16 +236,18 @@ class Deployment:
         if self.shadow is None:
             raise UserError("there is no shadow")
         release, self.shadow = self.shadow.release, None
-        self._say("shadow_stopped", f"the shadow {release.version} was stopped")
+        self.say("shadow_stopped", f"the shadow {release.version} was stopped")
         return release
 
-    def refused(self, sentence: str) -> None:
-        """A policy was not deployed, for the reason in `sentence`: it is counted and said."""
-        self._say("refused", sentence)
+    def say(self, kind: str, sentence: str) -> None:
+        """Count something that happened to the policies, under `kind`, and tell it."""
+        self.changes[kind] += 1
+        self.events.append(Event(time.time(), sentence))
+        self.told(sentence)
 
     def _take_back(self, canary: Canary, why: str) -> None:
         self._end_canary(canary)
-        self._say("canary_rolled_back", f"the canary {canary.release.version} was rolled back: {why}")
+        self.say("canary_rolled_back", f"the canary {canary.release.version} was rolled back: {why}")
 
     def _end_canary(self, canary: Canary) -> Release:
         canary.arm.retire()
@@ -283,8 +285,3 @@ class Deployment:
             release.policy.score(self._rows, self._mask)
         except Exception:  # it is counted when a request is decided
             return
-
-    def _say(self, kind: str, sentence: str) -> None:
-        self.changes[kind] += 1
-        self.events.append(Event(time.time(), sentence))
-        self.told(sentence)

@@ -41,7 +41,8 @@ class BrokenPolicy:
 
     def __init__(self, name: str, reason: Fallback, sentence: str) -> None:
         self.name = name
-        self._error = Unusable(reason, sentence)
+        self.sentence = sentence
+        self._reason = reason
 
     def score(self, rows: np.ndarray, mask: np.ndarray) -> NoReturn:
-        raise self._error
+        raise Unusable(self._reason, self.sentence)
