@@ -310,14 +310,14 @@ def resume(name: Annotated[str, typer.Argument(help="The replica.")], admin: Adm
 
 @app.command()
 def top(
-    once: Annotated[bool, typer.Option("--once", help="Print one page.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one page; as where there is no terminal.")] = False,
     admin: Admin = ADMIN_URL,
 ) -> None:
     """Watch a running gateway: replicas, tenants, decisions, policies."""
     from steersman.runtime.admin.top import show, show_once
 
     client = _admin(admin)
-    if once:
+    if once or not console.is_terminal:
         show_once(console, client.state)
         return
     try:

@@ -370,3 +370,22 @@ async def test_rates_are_since_the_page_before() -> None:
         assert "5.0 decisions/s" in text
         strict = next(line for line in text.splitlines() if line.startswith("strict"))
         assert strict.split()[5:8] == ["0", "5.0", "0.0"]
+
+
+async def test_pages_go_on_while_the_gateway_does_not_answer() -> None:
+    async with admin() as a:
+        _, state = await a.ask("GET", "/admin/state")
+    answers: list[object] = [state, UserError("no gateway answers there"), state, KeyboardInterrupt()]
+
+    def ask() -> dict[str, Any]:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return dict(state)
+
+    console = Console(width=120, file=io.StringIO(), force_terminal=True)
+    with pytest.raises(KeyboardInterrupt):
+        top.show(console, ask, every_s=0.0)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "no gateway answers there" in shown
+    assert not answers

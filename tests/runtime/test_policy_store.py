@@ -17,6 +17,7 @@ from steersman.agents.policies import heuristic
 from steersman.runtime import archive, manifest
 from steersman.runtime.deployment.deployer import Deployer
 from steersman.runtime.deployment.deployment import Deployment
+from steersman.runtime.deployment.release import BrokenPolicy
 from steersman.runtime.deployment.selftest import SelfTest
 from steersman.runtime.deployment.stats import stats
 from steersman.runtime.deployment.store import INDEX, KEPT, PolicyStore
@@ -226,6 +227,21 @@ async def test_a_bundle_can_look_on_first_then_decide_some_then_all(tmp_path: Pa
     assert it.promote().version == version
     assert versions(it.deployment) == (version, ["jsed"])
     assert [(p.version, p.places) for p in it.listed()] == [(version, ("current",)), ("jsed", ("previous",))]
+
+
+async def test_what_decides_already_is_not_deployed_again(tmp_path: Path) -> None:
+    it = deployer()
+    version = (await it.push_zip(zipped(tmp_path), "current")).version
+    assert (await it.push_zip(zipped(tmp_path), "current")).sentence == f"{version} decides already"
+    assert versions(it.deployment) == (version, ["jsed"])
+
+
+async def test_a_policy_that_could_not_be_loaded_is_replaced_by_a_push(tmp_path: Path) -> None:
+    version = (await deployer(tmp_path / "state").push_zip(zipped(tmp_path), "current")).version
+    (tmp_path / "state" / f"{version}.zip").unlink()
+    it = deployer(tmp_path / "state")
+    assert await it.push_zip(zipped(tmp_path), "current") == (version, f"{version} decides, in place of {version}")
+    assert not isinstance(it.deployment.current.policy, BrokenPolicy)
 
 
 async def test_a_heuristic_can_be_pushed_by_name() -> None:

@@ -91,7 +91,7 @@ class Deployer:
         try:
             async with self._turn:
                 prepared = await asyncio.to_thread(self.store.prepare_path, path)
-                if prepared.release.version == self.deployment.current.version:
+                if self._decides_already(prepared.release.version):
                     return
                 await self._keep(prepared)
                 await asyncio.to_thread(self.store.configured, prepared.release.version)
@@ -166,10 +166,16 @@ class Deployer:
             self.deployment.start_shadow(release)
         elif place == "canary":
             self.deployment.start_canary(release, share, self._bounds)
+        elif self._decides_already(release.version):
+            return Done(release.version, f"{release.version} decides already")
         else:
             self.deployment.activate(release)
             return self._remembered(release.version)
         return Done(release.version, self.deployment.events[-1].sentence)
+
+    def _decides_already(self, version: str) -> bool:
+        current = self.deployment.current
+        return current.version == version and not isinstance(current.policy, BrokenPolicy)
 
     def _remembered(self, version: str) -> Done:
         """The change stands, also where it cannot be written down: an operator who rolls back needs it now."""

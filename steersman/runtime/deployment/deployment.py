@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 from steersman.runtime.deployment.arm import Arm
 from steersman.runtime.deployment.canary import Canary, CanaryBounds
 from steersman.runtime.deployment.judge import NOT_FINITE, choose, judge
-from steersman.runtime.deployment.release import Release, Unusable, release_of
+from steersman.runtime.deployment.release import Release, Unusable, release_of, told_by
 from steersman.runtime.deployment.shadow import Later, Shadow
 from steersman.runtime.errors import UserError
 from steersman.runtime.policy import Policy
@@ -106,7 +107,7 @@ class Deployment:
         except Unusable as error:
             failure, said = error.reason, str(error)
         except Exception as error:  # whatever a policy throws, requests go on
-            failure, said = Fallback.ERROR, f"{type(error).__name__}: {error}"
+            failure, said = Fallback.ERROR, told_by(error)
         elapsed = self._clock() - started
         if failure is None and elapsed > self.limit_s:
             failure, said = Fallback.SLOW, f"slow ({1e3 * elapsed:.2g} ms)"
@@ -224,7 +225,9 @@ class Deployment:
         def switched_off(why: str) -> None:
             self.say("shadow_switched_off", f"the shadow {release.version} was switched off: {why}")
 
-        self.shadow = Shadow(release, self.limit_s, lambda work: self.later(work), switched_off, self._clock)
+        self.shadow = Shadow(
+            release, self._rows, self._mask, self.limit_s, lambda work: self.later(work), switched_off, self._clock
+        )
         self.say("shadow_started", f"{release.version} scores every request as a shadow")
 
     def stop_shadow(self) -> Release:
@@ -243,7 +246,8 @@ class Deployment:
         """Count something that happened to the policies, under `kind`, and tell it."""
         self.changes[kind] += 1
         self.events.append(Event(time.time(), sentence))
-        self.told(sentence)
+        with contextlib.suppress(Exception):  # no request fails because nobody can be told
+            self.told(sentence)
 
     def _take_back(self, canary: Canary, why: str) -> None:
         self._end_canary(canary)

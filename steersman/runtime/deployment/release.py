@@ -36,6 +36,15 @@ class Unusable(Exception):
         self.reason = reason
 
 
+def told_by(error: Exception) -> str:
+    """What a policy's exception says, on one short line, whatever kind of exception it is."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "?"
+    return f"{type(error).__name__}: {text}"[:200]
+
+
 class BrokenPolicy:
     """Stands for a policy that could not be loaded when the gateway started: the fallback decides for it."""
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from steersman.runtime.deployment.deployment import LIMIT_S
 from steersman.runtime.deployment.judge import choose
+from steersman.runtime.deployment.release import told_by
 from steersman.runtime.errors import UserError
 from steersman.runtime.policy import Policy
 from steersman.runtime.scheduler import Scheduler
@@ -39,8 +40,9 @@ class SelfTest:
             try:
                 scores = np.ascontiguousarray(policy.score(rows.copy(), mask.copy()), np.float64)
             except Exception as error:  # whatever it throws
-                said = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(f"{where}: fails its self-test on this fleet ({said}); not deployed") from None
+                raise UserError(
+                    f"{where}: fails its self-test on this fleet ({told_by(error)}); not deployed"
+                ) from None
             times.append(time.perf_counter() - started)
             if scores.shape != mask.shape:
                 raise UserError(

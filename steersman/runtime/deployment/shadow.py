@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from steersman.runtime.deployment.judge import NOT_FINITE, judge
-from steersman.runtime.deployment.release import Release, Unusable
+from steersman.runtime.deployment.release import Release, Unusable, told_by
 from steersman.runtime.deployment.times import Times
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.ticket import Fallback
@@ -29,7 +30,7 @@ class _Situation(NamedTuple):
 
 
 class Shadow:
-    """A release that is shown copies of what was decided on.
+    """A release that is shown copies of what was decided on; rows (C, WIDTH) and mask (C,) give their size.
 
     It scores them when `later` calls back: in an event loop (`loop.call_soon`) after the decision went out, or at
     once. Whatever it does with its copies, no decision changes. After 20 failures or slow scores in a row it is
@@ -42,6 +43,8 @@ class Shadow:
     def __init__(
         self,
         release: Release,
+        rows: np.ndarray,
+        mask: np.ndarray,
         limit_s: float,
         later: Later,
         switched_off: Callable[[str], object] = lambda _why: None,
@@ -62,9 +65,10 @@ class Shadow:
         self._switched_off = switched_off
         self._clock = clock
         self._waiting: deque[_Situation] = deque()
-        self._rows = np.zeros((0, 0), np.float32)  # one memory for all: the cheapest for an ONNX graph
-        self._mask = np.zeros(0, np.bool_)
+        self._rows, self._mask = rows.copy(), mask.copy()  # one memory for all: the cheapest for an ONNX graph
         self._failures_in_a_row = 0
+        with contextlib.suppress(Exception):  # it is counted when a request is decided
+            release.policy.score(self._rows, self._mask)  # the first scores take longer
 
     def show(self, rows: np.ndarray, mask: np.ndarray, choice: int) -> None:
         """A decision was taken: `choice` in `rows` float32 (C, WIDTH) under `mask` bool (C,)."""
@@ -86,8 +90,6 @@ class Shadow:
             self._later(self._work)
 
     def _score(self, situation: _Situation) -> None:
-        if self._mask.shape != situation.mask.shape:
-            self._rows, self._mask = np.empty_like(situation.rows), np.empty_like(situation.mask)
         self._rows[:], self._mask[:] = situation.rows, situation.mask
         choice, failure, said = -1, None, ""
         started = self._clock()
@@ -102,7 +104,7 @@ class Shadow:
         except Unusable as error:
             failure, said = error.reason, str(error)
         except Exception as error:  # whatever it throws, it only watches
-            failure, said = Fallback.ERROR, f"{type(error).__name__}: {error}"
+            failure, said = Fallback.ERROR, told_by(error)
         elapsed = self._clock() - started
         self.times.add(elapsed)
         if failure is None and elapsed > self._limit_s:

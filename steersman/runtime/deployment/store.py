@@ -19,6 +19,7 @@ from pydantic import Field
 from steersman.runtime import archive
 from steersman.runtime.bundle import open_zip
 from steersman.runtime.config import Model, validate
+from steersman.runtime.deployment.deployment import PREDECESSORS
 from steersman.runtime.deployment.release import BrokenPolicy, Release
 from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import SchemaError
@@ -177,14 +178,14 @@ class PolicyStore:
         """
         before, version = self.index, configured.release.version
         self.keep(configured)
-        earlier = [*before.predecessors]
+        earlier = list(before.predecessors)
         if before.current in ("", version):
             first = configured.release
         elif before.configured == version:
             first = self._restored(before.current)
         else:
             first, earlier = configured.release, [*earlier, before.current]
-        restored = [self._restored(version) for version in earlier]
+        restored = [self._restored(version) for version in earlier[-PREDECESSORS:]]
         predecessors = [release for release in restored if not isinstance(release.policy, BrokenPolicy)]
         with self._lock:
             self._write(
