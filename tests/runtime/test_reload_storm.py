@@ -154,7 +154,7 @@ async def test_no_request_to_the_gateway_is_dropped(tmp_path: Path) -> None:
             return statuses
 
         async def operator() -> None:
-            for _ in range(5):
+            for _ in range(20):
                 await deployer.push_zip(data, "canary", 0.5)
                 deployer.promote()
                 await deployer.push_heuristic("least-tokens", "shadow")
