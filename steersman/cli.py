@@ -33,6 +33,8 @@ policy_app = typer.Typer(no_args_is_help=True, help="Push policies to a running 
 app.add_typer(policy_app, name="policy")
 replica_app = typer.Typer(no_args_is_help=True, help="Drain a running gateway's replicas.")
 app.add_typer(replica_app, name="replica")
+keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway's tenants.")
+app.add_typer(keys, name="keys")
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
 
 Traces = Annotated[
@@ -211,31 +213,50 @@ def explain(
 
 @app.command()
 def serve(
-    fleet: Annotated[str, typer.Option("--fleet", help="A fleet's name or file, with backends.")] = "local",
-    policy: Annotated[str, typer.Option("--policy", help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    config: Annotated[
+        str | None, typer.Option("--config", help="A gateway's name or file; the options below go before its keys.")
+    ] = None,
+    fleet: Annotated[
+        str | None, typer.Option("--fleet", help="A fleet's name or file, with backends. [default: local]")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="A run folder, a bundle, or a heuristic. [default: jsed]")
+    ] = None,
     fallback: Annotated[
-        str, typer.Option(help="The heuristic that decides when the policy cannot.")
-    ] = "least-requests",
+        str | None,
+        typer.Option(help="The heuristic that decides when the policy cannot. [default: least-requests]"),
+    ] = None,
     workload: Annotated[
-        str, typer.Option("--workload", help="Where tenants and their SLOs are read from.")
-    ] = "default",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8080,
+        str | None, typer.Option("--workload", help="Where tenants and their SLOs are read from. [default: default]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
+    sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
     from steersman.agents.policies import serving
+    from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
     from steersman.runtime.fleet import load_fleet
+    from steersman.runtime.gateway import GatewayConfig, GatewayTenant
     from steersman.runtime.gateway import serve as run_gateway
+    from steersman.runtime.observation import candidates_for
+    from steersman.runtime.tenant import Tenant
     from steersman.runtime.workload import load_workload
 
+    path = None if config is None else find_config("gateways", config)
+    given = {"fleet": fleet, "policy": policy, "fallback": fallback, "workload": workload, "host": host, "port": port}
+    values = {} if path is None else read_yaml(path)
+    values |= {key: value for key, value in given.items() if value is not None}
+    settings = validate(GatewayConfig, apply_sets(values, sets or []), "serve" if path is None else str(path))
+    tenants = settings.tenants or {
+        name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
+        for name, tenant in load_workload(find_config("workloads", settings.workload)).tenants.items()
+    }
+    served = load_fleet(find_config("fleets", settings.fleet))
+    candidates = candidates_for(len(served.groups))
     code = run_gateway(
-        load_fleet(find_config("fleets", fleet)),
-        serving(policy),
-        serving(fallback),
-        load_workload(find_config("workloads", workload)).tenants,
-        host=host,
-        port=port,
+        settings, served, tenants, serving(settings.policy, candidates), serving(settings.fallback, candidates)
     )
     raise typer.Exit(code)
 
@@ -326,6 +347,37 @@ def top(
         raise typer.Exit(130) from None
 
 
+@keys.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose requests it sends.")],
+    file: Annotated[Path, typer.Option("--file", help="The gateway's key file; made where there is none.")] = Path(
+        "keys.yaml"
+    ),
+) -> None:
+    """Make an API key, keep its hash, and print it: it is never shown again."""
+    from steersman.runtime.gateway.keys import add_key
+
+    print(add_key(file, name, tenant))
+    console.print(f"only its hash is kept, in {file}; take the entry out there to revoke it", highlight=False)
+
+
+@app.command()
+def audit(
+    files: Annotated[list[Path], typer.Argument(help="Audit files, in the order in which they were written.")],
+) -> None:
+    """Check that an audit log is whole and unchanged, and that no request went where its data may not go."""
+    from steersman.runtime.gateway.audit import check
+
+    found = check(files)
+    console.print(
+        f"{found.lines} decisions on requests with a rule, {found.dispatched} dispatched, chain unbroken; "
+        f"{found.violations} where the data may not go",
+        highlight=False,
+    )
+    raise typer.Exit(1 if found.violations else 0)
+
+
 @bench.command()
 def simulator(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -374,6 +426,48 @@ def decision(
         print(json.dumps(figures))
     else:
         console.print(decision_table(figures), highlight=False)
+
+
+@bench.command()
+def gateway(
+    policy: Annotated[
+        str | None, typer.Option(help="A run folder, a bundle, or a heuristic; by default random weights.")
+    ] = None,
+    peers: Annotated[Path | None, typer.Option(help="Another Python that has peers.", metavar="PYTHON")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A target besides `direct`.", metavar="NAME")] = None,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.", min=0.1)] = 2.0,
+    rounds: Annotated[int, typer.Option(help="Of all targets; medians count.", min=1)] = 3,
+    streams: Annotated[int, typer.Option(help="Held at once while memory is read; 0: none.", min=0)] = 2000,
+    serve_option: Annotated[
+        list[str] | None, typer.Option(help="Passed on to `steersman serve`.", metavar="OPTION")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the gateway adds to a request and takes for it, beside Envoy, sglang-router and vllm-router."""
+    import json
+
+    from steersman.training.bench.gateway.measure import bench as measure
+    from steersman.training.bench.show import gateway_tables
+
+    told = Console(stderr=True)
+    with told.status("starting …") as status:
+        figures, absent = measure(
+            policy,
+            peers,
+            only or (),
+            seconds=seconds,
+            rounds=rounds,
+            streams=streams,
+            options=serve_option or (),
+            say=status.update,
+        )
+    for sentence in absent:
+        told.print(sentence, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for table in gateway_tables(figures):
+        console.print(table, highlight=False)
 
 
 @bench.command()

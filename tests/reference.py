@@ -168,7 +168,7 @@ class Reference:
         return bool(
             row.up
             and request.model in (-1, row.model)
-            and (request.regions == 0 or request.regions >> row.region & 1)
+            and (request.regions == 0 or request.regions >> row.zone & 1)
             and request.prompt_tokens + request.max_tokens <= min(row.max_model_len, row.kv_tokens)
         )
 

@@ -20,10 +20,11 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import Graph, Manifest
 from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, compiled_policy, parameters
 from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, HIGH, LOW, WIDTH
-from steersman.runtime.policy import CompiledPolicy
+from steersman.runtime.policy import CompiledPolicy, Policy
 from steersman.runtime.serving import OnnxPolicy, refuse_other_formats
 
 PROBES = (2, 3, 18)  # candidates of the self-test's observations, hold and shed included
+COMPILED_CANDIDATES = 128  # above, the graph is the faster form (`steersman bench decision`)
 TOLERANCE = 1e-4  # of the largest score: float32 against float64
 
 
@@ -33,6 +34,10 @@ class Bundle(NamedTuple):
     manifest: Manifest
     compiled: CompiledPolicy
     serving: OnnxPolicy
+
+    def fastest(self, candidates: int) -> Policy:
+        """The form that decides fastest among so many candidates; both were found to score alike."""
+        return self.compiled.bind() if candidates <= COMPILED_CANDIDATES else self.serving
 
 
 def write_bundle(
@@ -96,9 +101,12 @@ def load_bundle(path: str | Path) -> CompiledPolicy:
     return open_bundle(path).compiled
 
 
-def load_serving(path: str | Path) -> OnnxPolicy:
-    """The policy of a bundle, as its ONNX graph, for the gateway. Same paths and errors as `open_bundle`."""
-    return open_bundle(path).serving
+def load_serving(path: str | Path, candidates: int) -> Policy:
+    """The policy of a bundle in the form that decides fastest among so many candidates, for the gateway.
+
+    Same paths and errors as `open_bundle`.
+    """
+    return open_bundle(path).fastest(candidates)
 
 
 def open_zip(data: bytes, where: str) -> Bundle:
@@ -121,7 +129,7 @@ def _verified(files: Mapping[str, bytes], path: Path | str) -> Bundle:
             f"{expected}; {manifest.REMEDY}"
         )
     compiled = compiled_policy(described.architecture, described.vector, described.name, described.summary)
-    serving = OnnxPolicy(described.name, graph, where, described.version)
+    serving = OnnxPolicy(described.name, graph, where)
     _self_test(compiled, serving, where)
     return Bundle(described, compiled, serving)
 

@@ -46,10 +46,8 @@ class OnnxPolicy:
     Not safe for calls from several threads at once: the memory of its scores is reused.
     """
 
-    def __init__(self, name: str, graph: bytes, where: str, version: str = "") -> None:
+    def __init__(self, name: str, graph: bytes, where: str) -> None:
         """graph: input `rows` float32 (candidates, WIDTH), output `scores` float32 (candidates,).
-
-        version: names this very policy; by default its name.
 
         Raises:
             UserError: ONNX Runtime refuses the graph, or it has other inputs or outputs; names `where`.
@@ -57,7 +55,6 @@ class OnnxPolicy:
         import onnxruntime
 
         self.name = name
-        self.version = version or name
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL

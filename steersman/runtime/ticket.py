@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -40,18 +39,17 @@ class Kind(StrEnum):
     REFUSED = "refused"  # the guard allows no replica
 
 
-@dataclass(frozen=True)
-class LiveRequest:
+class LiveRequest(NamedTuple):
     """What a scheduler may know of a request when it arrives."""
 
     tenant: int  # index into the tenants
     prompt_tokens: int  # exact or estimated
     max_tokens: int = 0  # the client's limit on the output; 0: none stated
-    keys: np.ndarray = field(default_factory=lambda: NO_KEYS)  # int64: identities of its full prefix blocks
+    keys: np.ndarray = NO_KEYS  # int64: identities of its full prefix blocks
     block_tokens: int = 64  # tokens that one key stands for
     priority: int = 0
     model: int = -1  # index into the fleet's models; −1: any
-    regions: int = 0  # bit mask over the fleet's regions; 0: any
+    regions: int = 0  # bit mask over the fleet's zones; 0: any
 
 
 class Decision(NamedTuple):
@@ -99,14 +97,17 @@ class Ticket:
         "first_token_s",
         "holds",
         "last_token_s",
+        "late",
         "matched_tokens",
         "predicted_ttft_s",
         "replica",
         "request",
+        "reserved",
         "seen",
         "stage",
         "streamed",
         "uncached_tokens",
+        "used",
     )
 
     def __init__(self, request: LiveRequest, arrived_s: float) -> None:
@@ -122,5 +123,8 @@ class Ticket:
         self.predicted_ttft_s = 0.0
         self.streamed = 0
         self.seen = False  # its first token was observed, not assumed
+        self.reserved = 0  # tokens that count against its tenant's limits until it is over
+        self.used: int | None = None  # tokens that its answer told of
+        self.late = False  # its deadline came before its answer
         self.first_token_s = math.nan
         self.last_token_s = math.nan

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import io
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,11 @@ class FakePool:
     def __init__(self) -> None:
         self.draining = [False, False]
 
-    def drain(self, index: int) -> None:
-        self.draining[index] = True
+    def drain(self, index: int, draining: bool) -> None:
+        self.draining[index] = draining
 
-    def resume(self, index: int) -> None:
-        self.draining[index] = False
-
-    def described(self, index: int) -> Mapping[str, Any]:
-        return {"draining": self.draining[index], "breaker": "closed"}
+    def status(self, index: int) -> str:
+        return "draining" if self.draining[index] else "up"
 
 
 class Admin:
@@ -90,7 +87,7 @@ class Admin:
 
 @asynccontextmanager
 async def admin(key: str = "") -> AsyncIterator[Admin]:
-    store = PolicyStore(None, named)
+    store = PolicyStore(None, named, 5)
     first, _ = store.begin(store.prepare_heuristic("jsed"))
     scheduler = Scheduler(fleet({}, {}), TENANTS, first, named("least-requests"), policy_limit_s=10.0)
     assert scheduler.deployment is not None
@@ -235,21 +232,18 @@ async def test_the_state_tells_of_replicas_tenants_and_policies() -> None:
         s.first_token(tickets[0])
         s.ended(tickets[0], ok=True)
         s.scraped(0, 2, 1, 0.25)
-        s.set_up(1, False)
         _, state = await a.ask("GET", "/admin/state")
         first, second = state["replicas"]
         assert first.pop("metrics_age_s") < 60
         assert first == {
             "name": "r0",
-            "up": True,
+            "status": "up",
             "inflight": 2,
             "running": 2,
             "waiting": 1,
             "kv_use": 0.25,
-            "draining": False,
-            "breaker": "closed",
         }
-        assert (second["up"], second["metrics_age_s"], second["running"]) == (False, None, None)
+        assert (second["inflight"], second["metrics_age_s"], second["running"]) == (0, None, None)
         strict = state["tenants"][0]
         assert {key: strict[key] for key in ("name", "inflight", "arrived", "ended")} == {
             "name": "strict",
@@ -264,9 +258,9 @@ async def test_a_replica_is_drained_and_resumed() -> None:
     async with admin() as a:
         status, answer = await a.ask("POST", "/admin/replicas/r1/drain")
         assert (status, answer["sentence"]) == (200, "r1 gets no new requests; 0 are in flight there")
-        assert (await a.ask("GET", "/admin/state"))[1]["replicas"][1]["draining"]
+        assert (await a.ask("GET", "/admin/state"))[1]["replicas"][1]["status"] == "draining"
         await a.ask("POST", "/admin/replicas/r1/resume")
-        assert not (await a.ask("GET", "/admin/state"))[1]["replicas"][1]["draining"]
+        assert (await a.ask("GET", "/admin/state"))[1]["replicas"][1]["status"] == "up"
 
 
 # Commands

@@ -32,9 +32,8 @@ SERVE = """
 import sys
 from steersman.runtime.configs import find_config
 from steersman.runtime.fleet import load_fleet
-from steersman.runtime.gateway import serve
+from steersman.runtime.gateway import GatewayConfig, GatewayTenant, serve
 from steersman.runtime.errors import UserError
-from steersman.runtime.tenant import Tenant
 
 class RoundRobin:
     def __init__(self, name):
@@ -43,10 +42,10 @@ class RoundRobin:
         self.turn += 1
         return [float(c == self.turn % 2) for c in range(len(rows))]
 
-tenants = {"chat": Tenant(slo={"ttft_s": 5, "tpot_s": 0.2})}
+tenants = {"chat": GatewayTenant(slo={"ttft_s": 5, "tpot_s": 0.2})}
 try:
     fleet, port = load_fleet(sys.argv[1]), int(sys.argv[2])
-    sys.exit(serve(fleet, RoundRobin("turns"), RoundRobin("fallback"), tenants, port=port))
+    sys.exit(serve(GatewayConfig(port=port), fleet, tenants, RoundRobin("turns"), RoundRobin("fallback")))
 except UserError as error:
     print(error)
     sys.exit(2)

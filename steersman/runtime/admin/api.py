@@ -38,16 +38,12 @@ class Replicas(Protocol):
     @property
     def names(self) -> Sequence[str]: ...
 
-    def drain(self, index: int) -> None:
-        """It gets no new requests; those in flight go on."""
+    def drain(self, index: int, draining: bool) -> None:
+        """It gets no new requests, or gets them again; those in flight go on."""
         ...
 
-    def resume(self, index: int) -> None:
-        """The end of `drain`."""
-        ...
-
-    def described(self, index: int) -> Mapping[str, Any]:
-        """What else there is to say, for JSON: `draining`, `breaker`, `url` …"""
+    def status(self, index: int) -> str:
+        """up, down, open (its breaker), ramping or draining."""
         ...
 
 
@@ -144,17 +140,16 @@ class _Api:
 
     def _replica(self, index: int) -> dict[str, Any]:
         scheduler = self._state.scheduler
-        view, row = scheduler.book.views[index], scheduler.replicas[index]
+        view = scheduler.book.views[index]
         scraped = view["scraped_at_s"] > 0
         return {
             "name": self._state.replicas.names[index],
-            "up": bool(row["up"]),
+            "status": str(self._state.replicas.status(index)),
             "inflight": int(view["inflight"]),
             "running": int(view["running"]) if scraped else None,
             "waiting": int(view["waiting"]) if scraped else None,
             "kv_use": float(view["kv_use"]) if scraped else None,
             "metrics_age_s": scheduler.now - float(view["scraped_at_s"]) if scraped else None,
-            **self._state.replicas.described(index),
         }
 
     def _tenant(self, index: int, name: str) -> dict[str, Any]:
@@ -215,13 +210,13 @@ class _Api:
 
     async def drain(self, request: web.Request) -> Mapping[str, Any]:
         index = self._index(request)
-        self._state.replicas.drain(index)
+        self._state.replicas.drain(index, True)
         left = self._state.scheduler.inflight(index)
         return {"sentence": f"{self._state.replicas.names[index]} gets no new requests; {left} are in flight there"}
 
     async def resume(self, request: web.Request) -> Mapping[str, Any]:
         index = self._index(request)
-        self._state.replicas.resume(index)
+        self._state.replicas.drain(index, False)
         return {"sentence": f"{self._state.replicas.names[index]} gets requests again"}
 
     def _index(self, request: web.Request) -> int:

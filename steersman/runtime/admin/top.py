@@ -116,12 +116,12 @@ def _attained(arm: Mapping[str, Any]) -> str:
 
 
 def _replicas(replicas: list[Mapping[str, Any]]) -> Table:
-    table = _table("replica", "state", "in flight", "running", "waiting", "KV", "metrics' age")
+    table = _table("replica", "status", "in flight", "running", "waiting", "KV", "metrics' age")
     for replica in replicas:
         age_s = replica["metrics_age_s"]
         table.add_row(
             Text(replica["name"]),
-            _condition(replica),
+            _status(replica["status"]),
             str(replica["inflight"]),
             *("–" if replica[key] is None else str(replica[key]) for key in ("running", "waiting")),
             "–" if replica["kv_use"] is None else f"{replica['kv_use']:.0%}",
@@ -130,13 +130,8 @@ def _replicas(replicas: list[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _condition(replica: Mapping[str, Any]) -> Text:
-    if replica.get("draining"):
-        return Text("draining", style="yellow")
-    if not replica["up"]:
-        return Text("down", style="red")
-    breaker = replica.get("breaker", "closed")
-    return Text("up", style="green") if breaker == "closed" else Text(f"breaker {breaker}", style="yellow")
+def _status(status: str) -> Text:
+    return Text(status, style={"up": "green", "down": "red"}.get(status, "yellow"))
 
 
 def _tenants(state: State, before: State | None, elapsed_s: float) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from steersman.runtime.deployment.deployment import Deployment
 from steersman.runtime.deployment.stats import ArmStats, DeploymentStats, ShadowStats, TimesStats, stats
@@ -14,34 +13,29 @@ from steersman.runtime.deployment.times import BOUNDS_S
 _ARM = ("version", "arm")
 
 
-class DeploymentCollector(Collector):
-    """Register it with a `CollectorRegistry`."""
-
-    def __init__(self, deployment: Deployment) -> None:
-        self._deployment = deployment
-
-    def collect(self) -> Iterator[Metric]:
-        seen = stats(self._deployment)
-        yield _info(seen)
-        yield from _arms(seen.arms)
-        yield from _shadow(seen.shadow)
-        share = GaugeMetricFamily("steersman_canary_share", "Share of the requests that a canary decides")
-        share.add_metric((), seen.canary.share if seen.canary else 0.0)
-        yield share
-        changes = CounterMetricFamily("steersman_policy_changes", "Changes of the policies, by kind", labels=["kind"])
-        for kind, count in seen.changes.items():
-            changes.add_metric((kind,), count)
-        yield changes
+def metrics(deployment: Deployment) -> Iterator[Metric]:
+    """All of it; `Metrics.add` of the gateway takes it."""
+    seen = stats(deployment)
+    yield _deployed(seen)
+    yield from _arms(seen.arms)
+    yield from _shadow(seen.shadow)
+    share = GaugeMetricFamily("steersman_canary_share", "Share of the requests that a canary decides")
+    share.add_metric((), seen.canary.share if seen.canary else 0.0)
+    yield share
+    changes = CounterMetricFamily("steersman_policy_changes", "Changes of the policies, by kind", labels=["kind"])
+    for kind, count in seen.changes.items():
+        changes.add_metric((kind,), count)
+    yield changes
 
 
-def _info(seen: DeploymentStats) -> Metric:
-    info = GaugeMetricFamily("steersman_policy_info", "1 for each deployed policy", labels=["version", "place"])
+def _deployed(seen: DeploymentStats) -> Metric:
+    deployed = GaugeMetricFamily("steersman_policy_deployed", "1 for each policy in use", labels=["version", "place"])
     places = [("current", seen.current), ("fallback", seen.fallback)]
     places += [("canary", seen.canary.version)] if seen.canary else []
     places += [("shadow", seen.shadow.version)] if seen.shadow else []
     for place, version in places:
-        info.add_metric((version, place), 1)
-    return info
+        deployed.add_metric((version, place), 1)
+    return deployed
 
 
 def _arms(arms: Sequence[ArmStats]) -> Iterator[Metric]:

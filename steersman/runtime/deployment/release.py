@@ -22,10 +22,8 @@ class Release(NamedTuple):
 
 
 def release_of(policy: Policy | Release) -> Release:
-    """`policy` as it is, or under its own version or name."""
-    if isinstance(policy, Release):
-        return policy
-    return Release(policy, getattr(policy, "version", policy.name))
+    """`policy` as it is, or under its name."""
+    return policy if isinstance(policy, Release) else Release(policy, policy.name)
 
 
 class Unusable(Exception):

@@ -64,15 +64,17 @@ class PolicyStore:
 
     `load` gives a new policy each time, so that two places of a deployment never share one's memory.
 
-    folder: None keeps all in memory. heuristic: gives the policy of a name such as `jsed?decode_weight=0`.
+    folder: None keeps all in memory. heuristic: gives the policy of a name such as `jsed?decode_weight=0`. candidates:
+    of every decision, for the form of a bundle that is the fastest there.
 
     Raises:
         UserError: the folder cannot be written, or its index cannot be read.
     """
 
-    def __init__(self, folder: Path | None, heuristic: Callable[[str], Policy]) -> None:
+    def __init__(self, folder: Path | None, heuristic: Callable[[str], Policy], candidates: int) -> None:
         self._folder = folder
         self._heuristic = heuristic
+        self._candidates = candidates
         self._data: dict[str, bytes] = {}  # bundles, where there is no folder
         self._lock = threading.Lock()
         self.index = Index()
@@ -95,9 +97,9 @@ class PolicyStore:
             UserError: it is damaged, altered, or of another version; the sentence begins with `where`.
         """
         bundle = open_zip(data, where)
-        described, policy = bundle.manifest, bundle.serving
-        entry = Entry(name=described.name, summary=described.summary, pushed=_now())
-        return Prepared(Release(policy, policy.version, described.summary), entry, data)
+        made = bundle.manifest
+        release = Release(bundle.fastest(self._candidates), made.version, made.summary)
+        return Prepared(release, Entry(name=made.name, summary=made.summary, pushed=_now()), data)
 
     def prepare_path(self, path: Path) -> Prepared:
         """The bundle at `path`, as in `bundle.open_bundle`. Errors likewise."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from steersman.runtime.gateway.access import GatewayTenant
+from steersman.runtime.gateway.config import GatewayConfig
 from steersman.runtime.gateway.run import serve
 
-__all__ = ["serve"]
+__all__ = ["GatewayConfig", "GatewayTenant", "serve"]

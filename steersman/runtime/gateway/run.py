@@ -11,56 +11,84 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from aiohttp import web
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
+from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.gateway.audit import Audit
+from steersman.runtime.gateway.config import GatewayConfig
+from steersman.runtime.gateway.http.server import Server
+from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
+from steersman.runtime.gateway.tls import Tls
 from steersman.runtime.policy import Policy
+from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.tenant import Tenant
 
-DRAIN_S = 30.0
+_SAID = {
+    Status.UP: "up again, and takes its full share",
+    Status.DOWN: "down",
+    Status.OPEN: "failing requests: it gets none for a while",
+    Status.RAMPING: "up again, and starts slowly",
+    Status.DRAINING: "draining: it gets no new requests",
+}
 
 
 def serve(
+    config: GatewayConfig,
     fleet: Fleet,
+    tenants: Mapping[str, GatewayTenant],
     policy: Policy,
     fallback: Policy,
-    tenants: Mapping[str, Tenant],
-    host: str = "127.0.0.1",
-    port: int = 8080,
     *,
-    drain_s: float = DRAIN_S,
     console: Console | None = None,
 ) -> int:
     """Serve `fleet` until SIGINT or SIGTERM. Returns the exit code, 0.
 
     The first signal stops new requests and waits up to `drain_s` seconds for those in flight; a second one
-    stops at once. `port` 0 takes a free one.
+    stops at once. Port 0 takes a free one.
 
     Raises:
-        UserError: the port is in use, or a replica cannot be started or reached; nothing is left running.
+        UserError: the port is in use, a file cannot be read, or a replica cannot be started or reached; nothing is
+            left running.
     """
     console = console or Console(stderr=True)
-    listener = _listen(host, port)
+    listener = _listen(config.host, config.port)
     try:
-        pool = Pool(fleet)
-        scheduler = Scheduler(fleet, tenants, policy, fallback, prefix_block_tokens=BLOCK_TOKENS)
+        keys = None if config.keys is None else Keys(config.keys, tenants)
+        tls = None if config.tls is None else Tls(config.tls)
+        access = _access(fleet, tenants, keys)
+        audit = None if config.audit is None else Audit(config.audit, fleet)
+        pool = Pool(fleet, config.health)
+        scheduler = Scheduler(
+            fleet,
+            access.rows,
+            policy,
+            fallback,
+            prefix_block_tokens=BLOCK_TOKENS,
+            policy_limit_s=config.policy_limit_s,
+        )
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
         if sys.platform != "win32":
             import uvloop
 
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_serve(pool, scheduler, listener, drain_s, console))
+            runner.run(_serve(config, pool, scheduler, access, audit, tls, listener, console))
     finally:
         listener.close()
     return 0
+
+
+def _access(fleet: Fleet, tenants: Mapping[str, GatewayTenant], keys: Keys | None) -> Access:
+    try:
+        return Access(fleet, tenants, keys)
+    except ValueError as error:
+        raise UserError(f"tenants: {error}") from None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -82,7 +110,16 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(pool: Pool, scheduler: Scheduler, listener: socket.socket, drain_s: float, console: Console) -> None:
+async def _serve(
+    config: GatewayConfig,
+    pool: Pool,
+    scheduler: Scheduler,
+    access: Access,
+    audit: Audit | None,
+    tls: Tls | None,
+    listener: socket.socket,
+    console: Console,
+) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -99,26 +136,31 @@ async def _serve(pool: Pool, scheduler: Scheduler, listener: socket.socket, drai
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     started = False
-    runner: web.AppRunner | None = None
+    server: Server | None = None
+    chores: asyncio.Task[None] | None = None
+    gateway: Gateway | None = None
     try:
         await _start(pool, console)
-        gateway = Gateway(scheduler, pool)
-        runner = web.AppRunner(gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        site = web.SockSite(runner, listener)
-        await site.start()
-        pool.watch(scheduler, lambda r, up: _tell_change(console, pool.names[r], up))
+        gateway = Gateway(
+            scheduler, pool, access, fair=config.fair_shares, audit=audit, open_metrics=access.keys is None
+        )
+        pool.on_change = _told(gateway, pool, console)
+        server = Server(gateway.handle, config.http)
+        await server.start(sock=listener, ssl=tls.context if tls else None)
+        pool.watch(scheduler)
+        chores = asyncio.create_task(_chores(gateway, access, tls, console))
         started = True
-        _announce(console, listener, scheduler)
+        _announce(console, listener, scheduler, tls is not None)
         await stop.wait()
-        await site.stop()
+        gateway.draining = True
+        server.stop_listening()
         if gateway.inflight:
             console.print(
-                f"draining {gateway.inflight} requests, at most {drain_s:g} s; Ctrl-C again stops at once",
+                f"draining {gateway.inflight} requests, at most {config.drain_s:g} s; Ctrl-C again stops at once",
                 highlight=False,
             )
         try:
-            async with asyncio.timeout(drain_s):
+            async with asyncio.timeout(config.drain_s):
                 await gateway.drained()
         except TimeoutError:
             console.print(f"{gateway.inflight} requests did not end in time", highlight=False)
@@ -130,13 +172,41 @@ async def _serve(pool: Pool, scheduler: Scheduler, listener: socket.socket, drai
             loop.remove_signal_handler(number)
             # What follows is bounded and must not be cut short by an impatient third Ctrl-C.
             signal.signal(number, signal.SIG_IGN)
-        if runner is not None:
-            await runner.cleanup()
+        if chores is not None:
+            chores.cancel()
+        if server is not None:
+            await server.stop()
+        if gateway is not None:
+            gateway.relay.close()
+        if audit is not None:
+            audit.flush()
         await pool.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
             console.print("stopped", highlight=False)
+
+
+def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Status], None]:
+    """What happens when a replica's status changes: the gateway's part, and a line for the operator."""
+
+    def changed(replica: int, status: Status) -> None:
+        gateway.replica_changed(replica, status)
+        console.print(f"replica {pool.names[replica]} is {_SAID[status]}", highlight=False)
+
+    return changed
+
+
+async def _chores(gateway: Gateway, access: Access, tls: Tls | None, console: Console) -> None:
+    """Once a second: what is idle too long, and files that have changed."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(1.0)
+        gateway.sweep(loop.time())
+        for refreshed in (access.refresh, tls.refresh if tls else None):
+            problem = refreshed() if refreshed is not None else None
+            if problem is not None:
+                console.print(f"{problem}; what was read before stays in use", highlight=False)
 
 
 async def _start(pool: Pool, console: Console) -> None:
@@ -159,13 +229,10 @@ async def _start(pool: Pool, console: Console) -> None:
         await pool.start(told)
 
 
-def _tell_change(console: Console, name: str, up: bool) -> None:
-    console.print(f"replica {name} is {'up again' if up else 'down'}", highlight=False)
-
-
-def _announce(console: Console, listener: socket.socket, scheduler: Scheduler) -> None:
+def _announce(console: Console, listener: socket.socket, scheduler: Scheduler, secure: bool) -> None:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     model = scheduler.fleet.models[0]
     body = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}' % model  # noqa: UP031
     assert scheduler.policy is not None

@@ -287,7 +287,7 @@ class _Episode:
                 ok = await self._stream(index, ticket, counter)
         except (aiohttp.ClientError, OSError, TimeoutError):
             if not patience.expired():
-                self.pool.failed(replica, self.scheduler)
+                self.pool.failed(replica)
         finally:
             self._count_usage()
             tokens, left = counter.usage.completion_tokens if counter.usage else None, patience.expired()

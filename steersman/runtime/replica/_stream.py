@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any, NamedTuple
 
+import orjson
+
 _LONGEST_LINE = 4 << 20
+_NO_USAGE = re.compile(rb'"usage": ?null')
 
 
 class Usage(NamedTuple):
@@ -32,7 +35,7 @@ def read_usage(data: Any) -> Usage | None:
 def usage_of(body: bytes) -> Usage | None:
     """The usage in a whole response."""
     try:
-        return read_usage(json.loads(body))
+        return read_usage(orjson.loads(body))
     except ValueError:
         return None
 
@@ -53,6 +56,17 @@ class EventCounter:
     def feed(self, chunk: bytes) -> int:
         """More bytes. Returns the tokens in them."""
         before = self.tokens
+        if (
+            before
+            and not self._rest
+            and chunk.startswith(b"data:")
+            and chunk.endswith(b"}\n\n")
+            and b'"usage":' not in chunk
+            and b'"delta":{}' not in chunk
+            and b"[DONE]" not in chunk
+        ):  # whole events with text, which most are
+            self.tokens += 1 + chunk.count(b"\ndata:")
+            return self.tokens - before
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             self._rest = b""
@@ -69,11 +83,11 @@ class EventCounter:
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.done = True
-        elif self.tokens and b'"usage":' not in data and b'"delta":{}' not in data:
+        elif self.tokens and b'"delta":{}' not in data and (b'"usage":' not in data or _NO_USAGE.search(data)):
             self.tokens += 1
         else:
             try:
-                event = json.loads(data)
+                event = orjson.loads(data)
             except ValueError:
                 return
             self.usage = read_usage(event) or self.usage

@@ -64,6 +64,38 @@ def training_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def gateway_tables(figures: dict[str, Any]) -> list[Table]:
+    """The figures of `gateway.measure.bench` for a terminal."""
+    rows = figures["targets"]
+    title = f"{rows[0]['machine']}; {rows[0]['rounds']} rounds of {rows[0]['seconds']:g} s"
+    columns = ("target", "version", "added P50 ms", "P99 ms", "requests/s", "of direct", "CPU µs/request")
+    speed = _table(title, (*columns, "stream added ms", "longest gap ms", "stalled", "CPU µs/stream", "errors"))
+    for r in rows:
+        speed.add_row(
+            r["name"],
+            r["version"],
+            f"{r['added_p50_ms']:.3f}",
+            f"{r['p99_ms']:.2f}",
+            f"{r['requests_per_s']:,.0f}",
+            f"{r['of_direct']:.2f}",
+            f"{r['cpu_us_per_request']:.1f}",
+            f"{r['stream_added_ms']:.1f}",
+            f"{r['stream_max_gap_ms']:.1f}",
+            f"{r['stalled_streams']:.0%}",
+            f"{r['cpu_us_per_stream']:.0f}",
+            f"{r['errors']:.0f}",
+        )
+    held = [r for r in rows if "held_streams" in r]
+    if not held:
+        return [speed]
+    title = f"{held[0]['streams']:,} streams at once: resident memory (MiB)"
+    memory = _table(title, ("target", "held", "errors", "before", "all open", "at their end", "after"))
+    for r in held:
+        sizes = [f"{r[f'rss_{when}_mib']:.0f}" for when in ("before", "first", "last", "after")]
+        memory.add_row(r["name"], f"{r['held_streams']:,}", f"{r['held_errors']}", *sizes)
+    return [speed, memory]
+
+
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for i, column in enumerate(columns):
