@@ -234,11 +234,12 @@ def serve(
     sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
-    from steersman.agents.policies import serving
+    from steersman.agents.policies import heuristic, is_path, serving
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
+    from steersman.runtime.deployment.store import PolicyStore
     from steersman.runtime.fleet import load_fleet
-    from steersman.runtime.gateway import GatewayConfig, GatewayTenant
+    from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies
     from steersman.runtime.gateway import serve as run_gateway
     from steersman.runtime.observation import candidates_for
     from steersman.runtime.tenant import Tenant
@@ -255,9 +256,12 @@ def serve(
     }
     served = load_fleet(find_config("fleets", settings.fleet))
     candidates = candidates_for(len(served.groups))
-    code = run_gateway(
-        settings, served, tenants, serving(settings.policy, candidates), serving(settings.fallback, candidates)
-    )
+    kept_in = None if settings.admin is None else settings.admin.policies
+    store = PolicyStore(kept_in, lambda spec: heuristic(spec).bind(), candidates)
+    bundle = Path(settings.policy) if is_path(settings.policy) else None
+    first = store.prepare_heuristic(settings.policy) if bundle is None else store.prepare_path(bundle)
+    policies = Policies(store, first, bundle)
+    code = run_gateway(settings, served, tenants, policies, serving(settings.fallback, candidates))
     raise typer.Exit(code)
 
 
