@@ -9,7 +9,7 @@ import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -46,6 +46,9 @@ Policies = Annotated[
     list[str] | None,
     typer.Option("--policy", help="A heuristic (`steersman policies`), `name?key=value`, a run folder or a bundle."),
 ]
+JournalOption = Annotated[
+    Path | None, typer.Option("--journal", help="A gateway's journal: replay what it recorded.", metavar="DIR")
+]
 WorkloadOption = Annotated[str, typer.Option("--workload", help="A workload's name or file.")]
 FleetOption = Annotated[str, typer.Option("--fleet", help="A fleet's name or file.")]
 Admin = Annotated[
@@ -74,14 +77,19 @@ def train(
     config: Annotated[str, typer.Argument(help="A training file, or the name of a shipped one.")] = "default",
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.", metavar="RUN")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.", metavar="DIR")] = Path("runs"),
+    journal: JournalOption = None,
     traces: Traces = None,
     sets: Sets = None,
 ) -> None:
-    """Train a policy, compare it with the heuristics on held-out episodes, export it."""
+    """Train a policy, compare it with the heuristics on held-out episodes, export it.
+
+    With --journal, on the recorded traffic and fleet; `--set fleet=NAME` takes another one.
+    """
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
     from steersman.training.config import TrainingConfig
     from steersman.training.job import check
+    from steersman.training.recorded import keep_journal, told
     from steersman.training.run import Run
     from steersman.training.train import train as run_training
     from steersman.training.train import worth_deploying
@@ -91,9 +99,15 @@ def train(
         traces = traces or run.traces
     else:
         path = find_config("training", config)
-        settings = validate(TrainingConfig, apply_sets(read_yaml(path), sets or []), str(path))
+        recorded = {} if journal is None else dict.fromkeys(("workload", "fleet"), str(journal))
+        settings = validate(TrainingConfig, apply_sets(read_yaml(path) | recorded, sets or []), str(path))
+        if journal is not None:
+            for sentence in told(journal):
+                console.print(sentence, highlight=False)
         check(settings, traces)
         run = Run.create(runs, settings, path.stem, traces)
+        if journal is not None:
+            run = keep_journal(run, journal)
     try:
         result = run_training(run, console, traces, command=shlex.join(["steersman", *sys.argv[1:]]))
     except KeyboardInterrupt:
@@ -114,8 +128,11 @@ def train(
 @app.command()
 def evaluate(
     policy: Policies = None,
-    workload: WorkloadOption = "default",
-    fleet: FleetOption = "default",
+    workload: Annotated[str | None, typer.Option(help="A workload's name or file; default: `default`.")] = None,
+    fleet: Annotated[
+        str | None, typer.Option(help="A fleet's name or file; default: `default`, or the journal's.")
+    ] = None,
+    journal: JournalOption = None,
     load: Annotated[float, typer.Option(help="Multiplies the workload's rate.", min=0.001)] = 1.0,
     episodes: Annotated[int, typer.Option(help="Episodes, each with a seed of its own.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 3_000_000,
@@ -123,7 +140,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     traces: Traces = None,
 ) -> None:
-    """Compare policies on the same episodes: anything that scores candidates."""
+    """Compare policies on the same episodes: anything that scores candidates.
+
+    With --journal, on a part of the recorded traffic from its beginning to its end, beside what really happened.
+    """
     import json
 
     from steersman.agents.policies import resolve
@@ -133,6 +153,7 @@ def evaluate(
     from steersman.runtime.workload import load_workload
     from steersman.training.evaluate import compare
     from steersman.training.objective import Arena
+    from steersman.training.recorded import Replay
     from steersman.training.report import comparison_json, comparison_table
 
     policies = [
@@ -142,16 +163,32 @@ def evaluate(
     policies = [
         p.with_values(p.values, f"{p.name} #{i}") if names.count(p.name) > 1 else p for i, p in enumerate(policies, 1)
     ]
-    arena = Arena(load_fleet(find_config("fleets", fleet)))
-    source = load_workload(find_config("workloads", workload), traces=traces)
-    requests = [draw(source, arena.fleet, seed + i, load=load, split=split.value) for i in range(episodes)]
+    if journal is not None and workload is not None:
+        raise UserError("--journal is the workload itself; leave out --workload")
+    replayed = None if journal is None else Replay.of(journal, split.value)
+    arena = Arena(load_fleet(find_config("fleets", fleet or journal or "default")))
+    if replayed is not None:
+        requests = [replayed.episode(arena.fleet, load)]
+    else:
+        source = load_workload(find_config("workloads", workload or "default"), traces=traces)
+        requests = [draw(source, arena.fleet, seed + i, load=load, split=split.value) for i in range(episodes)]
     with console.status("playing …") if not as_json else nullcontext():
         comparison = compare(policies, requests, arena, seed)
-    best = max(comparison.summaries, key=lambda s: s.goodput_rps).policy
+    summaries = comparison.summaries
+    best = max(summaries, key=lambda s: s.goodput_rps).policy
+    shown: dict[str, Any] = {}
+    if replayed is not None:
+        summaries.append(replayed.summary())
+        agreement = replayed.agreement(policies, seed)
+        shown = {"journal": replayed.told, "agreement": agreement.plain}
     if as_json:
-        print(json.dumps(comparison_json(comparison.summaries)))
-    else:
-        console.print(comparison_table(comparison.summaries, best, width=console.width))
+        print(json.dumps(comparison_json(summaries) | shown))
+        return
+    for sentence in shown.get("journal", ()):
+        console.print(sentence, highlight=False)
+    console.print(comparison_table(summaries, best, width=console.width))
+    if replayed is not None:
+        console.print(agreement.text, highlight=False)
 
 
 @app.command()
@@ -433,6 +470,25 @@ def decision(
 
 
 @bench.command()
+def journal(
+    requests: Annotated[int, typer.Option(help="Requests that are journalled.", min=1)] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the decision journal takes: time of a request, CPU of its thread, bytes on disk."""
+    import json
+
+    from steersman.training.bench.journal import bench as measure
+    from steersman.training.bench.show import journal_table
+
+    with console.status("measuring …") if not as_json else nullcontext():
+        figures = measure(requests)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(journal_table(figures), highlight=False)
+
+
+@bench.command()
 def gateway(
     policy: Annotated[
         str | None, typer.Option(help="A run folder, a bundle, or a heuristic; by default random weights.")
@@ -472,6 +528,34 @@ def gateway(
         return
     for table in gateway_tables(figures):
         console.print(table, highlight=False)
+
+
+@bench.command()
+def faults(
+    policy: Annotated[str, typer.Option(help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    only: Annotated[list[str] | None, typer.Option(help="A scenario; all by default.", metavar="NAME")] = None,
+    seconds: Annotated[float, typer.Option(help="That a fault lasts, at least.", min=0.5)] = 3.0,
+    at_once: Annotated[int, typer.Option(help="Scenarios played at the same time.", min=1)] = 3,
+    soak: Annotated[
+        float, typer.Option(help="In place of scenarios: so long a load, with faults by turns.", metavar="SECONDS")
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What becomes of requests when replicas, clients or the gateway itself break. Ends with 1 if any was lost."""
+    import json
+
+    from steersman.training.bench.faults.measure import bench as measure
+    from steersman.training.bench.show import fault_notes, fault_table, soak_table
+
+    with Console(stderr=True).status("starting …") as status:
+        figures = measure(policy, only or (), seconds=seconds, at_once=at_once, soak_s=soak, say=status.update)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(soak_table(figures) if soak else fault_table(figures), highlight=False)
+        for sentence in fault_notes(figures):
+            console.print(sentence, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if any(row["wrong"] for row in [*figures["scenarios"], *figures["soak"]]) else 0)
 
 
 @bench.command()

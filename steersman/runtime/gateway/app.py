@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from steersman.runtime.gateway.access import Access, Caller
 from steersman.runtime.gateway.audit import Audit
@@ -35,8 +35,8 @@ _WHY = {
     Reason.BACKUP: "a backup",
 }
 _EVENT_STREAM = b"text/event-stream"
-_COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
-_EMBEDDINGS = b"/v1/embeddings"
+COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
+EMBEDDINGS = b"/v1/embeddings"
 
 
 class Gateway:
@@ -66,7 +66,7 @@ class Gateway:
         self._open_metrics = open_metrics
         self._idle = asyncio.Event()
         self._idle.set()
-        self.relay = Relay(scheduler, pool, self.metrics, self._over)
+        self.relay = Relay(scheduler, pool, self.metrics, self.over)
         self._models = {name: i for i, name in enumerate(scheduler.fleet.models)}
         tenants = access.tenants
         self.limiter = Limiter(
@@ -96,7 +96,7 @@ class Gateway:
 
     def _route(self, exchange: Exchange) -> Awaitable[None]:
         path, method = exchange.path, exchange.method
-        if path in _COMPLETIONS or path == _EMBEDDINGS:
+        if path in COMPLETIONS or path == EMBEDDINGS:
             if method != b"POST":
                 raise ApiError(405, f"{path.decode()} takes POST", code="method_not_allowed", headers={"Allow": "POST"})
             return self._completions(exchange)
@@ -131,10 +131,18 @@ class Gateway:
         page(exchange)
 
     def _list_models(self, exchange: Exchange) -> None:
+        exchange.respond(200, self.models(exchange.headers))
+
+    def models(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """What /v1/models answers.
+
+        Raises:
+            ApiError: 401 without a known key, where there are keys.
+        """
         if self.access.keys is not None:
-            self.access.caller(exchange.headers)
+            self.access.caller(headers)
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
-        exchange.respond(200, json.dumps({"object": "list", "data": models}).encode())
+        return json.dumps({"object": "list", "data": models}).encode()
 
     def health(self) -> dict[str, object]:
         """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
@@ -152,14 +160,7 @@ class Gateway:
     # Completions and embeddings
 
     async def _completions(self, exchange: Exchange) -> None:
-        if self.draining:
-            raise ApiError(503, "the gateway is shutting down", code="draining", headers={"Retry-After": "5"})
-        caller = self.access.caller(exchange.headers)
-        call = read_call(exchange.body, exchange.path == _EMBEDDINGS)
-        live = self._live_request(caller, call)
-        ticket = self._admit(caller, live)
-        self.inflight += 1
-        self._idle.clear()
+        caller, call, ticket = self.enter(exchange.headers, exchange.path, exchange.body)
         deadline = None
         if caller.deadline_s is not None:
             deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
@@ -174,10 +175,29 @@ class Gateway:
         finally:
             if deadline is not None:
                 deadline.cancel()
-            self.limiter.ended(caller.tenant, ticket.reserved, ticket.used)
-            self.inflight -= 1
-            if not self.inflight:
-                self._idle.set()
+            self.leave(caller, ticket)
+
+    def enter(self, headers: Mapping[bytes, bytes], path: bytes, body: bytes) -> tuple[Caller, Call, Ticket]:
+        """A request comes in: who sends it, what for, and its ticket. `leave` is its counterpart.
+
+        Raises:
+            ApiError: it may not; nothing was counted that stays.
+        """
+        if self.draining:
+            raise ApiError(503, "the gateway is shutting down", code="draining", headers={"Retry-After": "5"})
+        caller = self.access.caller(headers)
+        call = read_call(body, path == EMBEDDINGS)
+        ticket = self._admit(caller, self._live_request(caller, call))
+        self.inflight += 1
+        self._idle.clear()
+        return caller, call, ticket
+
+    def leave(self, caller: Caller, ticket: Ticket) -> None:
+        """A request that came in is over, whatever became of it."""
+        self.limiter.ended(caller.tenant, ticket.reserved, ticket.used)
+        self.inflight -= 1
+        if not self.inflight:
+            self._idle.set()
 
     def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
         ticket = self.scheduler.arrive(live)
@@ -205,29 +225,13 @@ class Gateway:
         tried: list[int] = []
         failure: AttemptFailed | None = None
         while True:
-            decision = scheduler.decide(ticket, tried)
-            kind = decision.kind
-            if failure is None or kind is not Kind.REFUSED:
-                self.metrics.decided(tenant, decision)
-            if kind is Kind.HOLD:
-                await self._held(ticket)
-                continue
-            if self._audit is not None and caller.regions:
-                self._audit.decided(
-                    exchange.request_id,
-                    self.access.names[caller.tenant],
-                    caller.regions,
-                    caller.data_class,
-                    kind,
-                    decision.replica,
-                    decision.policy,
-                )
-            if kind is not Kind.DISPATCH:
+            decision = await self.decided(exchange.request_id, caller, ticket, tried)
+            if decision.kind is not Kind.DISPATCH:
                 scheduler.shed(ticket)
-                self.metrics.over(tenant, kind if failure is None else "failed")
+                self.metrics.over(tenant, decision.kind if failure is None else "failed")
                 if failure is not None:
                     raise _all_failed(failure)
-                raise self._turned_away(decision, ticket.request)
+                raise self.turned_away(decision, ticket.request)
             scheduler.dispatched(ticket, decision.replica)
             try:
                 await self.relay.serve(exchange, call, ticket, decision.replica)
@@ -243,6 +247,33 @@ class Gateway:
                     self.metrics.over(tenant, "late" if ticket.late else "cancelled")
                 raise
 
+    async def decided(
+        self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()
+    ) -> Decision:
+        """What to do with a waiting request; while that is to hold it, it waits here, and is decided anew.
+
+        exclude: replicas that it may not go to, as it was tried on them.
+        """
+        while True:
+            decision = self.scheduler.decide(ticket, exclude)
+            kind = decision.kind
+            if not exclude or kind is not Kind.REFUSED:
+                self.metrics.decided(ticket.request.tenant, decision)
+            if kind is not Kind.HOLD:
+                break
+            await self._held(ticket)
+        if self._audit is not None and caller.regions:
+            self._audit.decided(
+                request_id,
+                self.access.names[caller.tenant],
+                caller.regions,
+                caller.data_class,
+                kind,
+                decision.replica,
+                decision.policy,
+            )
+        return decision
+
     async def _held(self, ticket: Ticket) -> None:
         """Let a request wait until it is to be decided anew."""
         try:
@@ -253,7 +284,7 @@ class Gateway:
             raise
         self.scheduler.resumed(ticket)
 
-    def _over(self, ticket: Ticket, call: Call, outcome: str, usage: Usage | None) -> None:
+    def over(self, ticket: Ticket, call: Call, outcome: str, usage: Usage | None) -> None:
         """A replica has answered a request, or broke off."""
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
@@ -288,7 +319,8 @@ class Gateway:
             caller.regions,
         )
 
-    def _turned_away(self, decision: Decision, live: LiveRequest) -> ApiError:
+    def turned_away(self, decision: Decision, live: LiveRequest) -> ApiError:
+        """The answer to a request that is shed, or that no replica may take."""
         if decision.kind is Kind.SHED:
             return ApiError(
                 503,

@@ -47,9 +47,12 @@ class Health:
         self._opened = 0  # times in a row
         self._open_until_s = -math.inf
         self._ramp_from_s = -math.inf
+        self._away_s = -math.inf  # when it was last taken out: what was sent before says nothing new
 
-    def failed(self, now: float) -> None:
-        """An attempt failed: no connection, no answer, a status of 5xx, or an answer that broke off."""
+    def failed(self, now: float, sent_s: float) -> None:
+        """An attempt that was sent at `sent_s` failed: no connection, no answer, 5xx, or an answer that broke off."""
+        if sent_s < self._away_s:  # one replica that dies fails all that it holds, but only once
+            return
         self._failures += 1
         if self._failures >= self._config.failures_to_open or self._ramping(now):
             self._opened += 1
@@ -60,8 +63,10 @@ class Health:
         """It asked to be left alone for a while (429 with Retry-After); that is no failure."""
         self._away(now, now + min(60.0, max(0.0, seconds)))
 
-    def answered(self, now: float) -> None:
-        """It began to answer a request."""
+    def answered(self, now: float, sent_s: float) -> None:
+        """It answered, in full, a request that was sent at `sent_s`."""
+        if sent_s < self._away_s:
+            return
         self._failures = 0
         if self._opened and not self._ramping(now):
             self._opened = 0
@@ -74,7 +79,7 @@ class Health:
         self.healthy = healthy
 
     def _away(self, now: float, until_s: float) -> None:
-        self._failures = 0
+        self._failures, self._away_s = 0, now
         self._open_until_s = max(self._open_until_s, until_s)
         self._ramp_from_s = max(now, self._open_until_s)
 

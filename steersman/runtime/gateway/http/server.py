@@ -21,6 +21,8 @@ from steersman.runtime.gateway.errors import ApiError
 
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
 _BACKLOG_REQUESTS = 32
+_SWEEP_S = 1.0  # between two looks at who is too slow
+_LATE_S = 2.5  # since the last look: this process stood still, and has not read yet what came meanwhile
 _NAME_LIMIT = 128  # characters of a client's own X-Request-Id
 _REASONS = {int(s): s.phrase for s in http.HTTPStatus}
 _JSON = b"application/json"
@@ -189,11 +191,13 @@ class Server:
         return b"%s-%08x" % (self._prefix.encode(), self._ids)
 
     async def _sweep(self) -> None:
+        now = self.loop.time()
         while True:
-            now = self.loop.time()
-            for connection in list(self.connections):
-                connection.check(now)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_SWEEP_S)
+            before, now = now, self.loop.time()
+            if now - before < _LATE_S:
+                for connection in list(self.connections):
+                    connection.check(now)
 
 
 class ServerProtocol(asyncio.Protocol):
