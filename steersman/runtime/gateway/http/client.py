@@ -88,6 +88,8 @@ class Upstream:
                 await self._make(made)
         except TimeoutError:
             raise Broken("no connection in time") from None
+        except ssl.SSLCertVerificationError as error:
+            raise Broken(f"no secure connection: {error.verify_message}") from None
         except ssl.SSLError as error:
             raise Broken(f"no secure connection: {error.reason or error}") from None
         except OSError:
@@ -189,6 +191,8 @@ class Connection(asyncio.Protocol):
 
     def pause(self, paused: bool) -> None:
         """Read no further while the client cannot keep up."""
+        if paused and self._receiver is None:  # its answer has ended: it belongs to the next request
+            return
         if self.transport is not None and not self.transport.is_closing():
             self.last_byte_s = self.loop.time()
             self._paused = paused
@@ -238,6 +242,10 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     # From the parser
+
+    def on_message_begin(self) -> None:
+        if self._parser is None:
+            raise Broken("it sent more than its answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._status:  # else a trailer
