@@ -13,6 +13,7 @@ from simulated import TENANTS, fleet
 from steersman.runtime.deployment import CanaryBounds, Deployment, Release
 from steersman.runtime.deployment.metrics import metrics
 from steersman.runtime.deployment.release import BrokenPolicy
+from steersman.runtime.deployment.scalars import Scalars
 from steersman.runtime.deployment.stats import stats
 from steersman.runtime.errors import UserError
 from steersman.runtime.observation import COLUMN
@@ -536,3 +537,23 @@ def test_what_is_counted_can_be_scraped() -> None:
     assert value("shadow_enabled", version="dark") == 1
     assert value("canary_share") == 0.5
     assert value("policy_changes_total", kind="canary_started") == 1
+
+
+def test_curves_are_of_the_window() -> None:
+    s = scheduler()
+    d = canary(s, share=0.5, max_attainment_loss=1.0, max_error_rise=1.0)
+    shadow(s, Fixed(SECOND))
+    scalars = Scalars(d)
+    serve(s, lambda _: True, 10)
+    first = scalars.take()
+    assert (first["canary/attainment"], first["canary/errors"], first["policy/fallbacks"]) == (1.0, 0.0, 0.0)
+    # The canary chooses as the shadow does, the current policy otherwise.
+    assert first["shadow/disagreement"] == 0.5
+    serve(s, lambda decision: decision.arm == "current", 10)
+    second = scalars.take()
+    assert (second["canary/attainment"], second["canary/current/attainment"]) == (0.0, 1.0)
+    assert second["canary/errors"] == 1.0
+    d.start_shadow(Release(Fixed(FIRST), "dark"))  # type: ignore[arg-type]
+    serve(s, lambda _: True, 10)
+    assert scalars.take()["shadow/disagreement"] == 0.5
+    assert not {"canary/attainment", "shadow/disagreement"} & set(scalars.take())
