@@ -9,13 +9,17 @@ import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from steersman.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from steersman.runtime.admin.client import AdminClient
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +29,10 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
 app.add_typer(bench, name="bench")
+policy_app = typer.Typer(no_args_is_help=True, help="Push policies to a running gateway, and take them back.")
+app.add_typer(policy_app, name="policy")
+replica_app = typer.Typer(no_args_is_help=True, help="Drain a running gateway's replicas.")
+app.add_typer(replica_app, name="replica")
 keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway's tenants.")
 app.add_typer(keys, name="keys")
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
@@ -43,6 +51,18 @@ JournalOption = Annotated[
 ]
 WorkloadOption = Annotated[str, typer.Option("--workload", help="A workload's name or file.")]
 FleetOption = Annotated[str, typer.Option("--fleet", help="A fleet's name or file.")]
+Admin = Annotated[
+    str, typer.Option("--admin", envvar="STEERSMAN_ADMIN", help="The gateway's admin port.", metavar="URL")
+]
+ADMIN_URL = "http://127.0.0.1:8081"
+
+
+class Place(StrEnum):
+    """What a pushed policy does."""
+
+    CURRENT = "current"
+    SHADOW = "shadow"
+    CANARY = "canary"
 
 
 class Part(StrEnum):
@@ -251,11 +271,12 @@ def serve(
     sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
-    from steersman.agents.policies import serving
+    from steersman.agents.policies import heuristic, is_path, serving
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
+    from steersman.runtime.deployment.store import PolicyStore
     from steersman.runtime.fleet import load_fleet
-    from steersman.runtime.gateway import GatewayConfig, GatewayTenant
+    from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies
     from steersman.runtime.gateway import serve as run_gateway
     from steersman.runtime.observation import candidates_for
     from steersman.runtime.tenant import Tenant
@@ -272,10 +293,99 @@ def serve(
     }
     served = load_fleet(find_config("fleets", settings.fleet))
     candidates = candidates_for(len(served.groups))
-    code = run_gateway(
-        settings, served, tenants, serving(settings.policy, candidates), serving(settings.fallback, candidates)
-    )
+    kept_in = None if settings.admin is None else settings.admin.policies
+    store = PolicyStore(kept_in, lambda spec: heuristic(spec).bind(), candidates)
+    bundle = Path(settings.policy) if is_path(settings.policy) else None
+    first = store.prepare_heuristic(settings.policy) if bundle is None else store.prepare_path(bundle)
+    policies = Policies(store, first, bundle)
+    code = run_gateway(settings, served, tenants, policies, serving(settings.fallback, candidates))
     raise typer.Exit(code)
+
+
+def _admin(url: str) -> AdminClient:
+    from steersman.runtime.admin.client import AdminClient
+
+    return AdminClient(url, os.environ.get("STEERSMAN_ADMIN_KEY"))
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+
+@policy_app.command()
+def push(
+    policy: Annotated[str, typer.Argument(help="A run folder, a bundle, a heuristic, or a version that was pushed.")],
+    place: Annotated[Place, typer.Option("--as", help="Decide all, decide a share, or only look on.")] = Place.CURRENT,
+    share: Annotated[float | None, typer.Option(help="A canary's share of the requests; 0.1 by default.")] = None,
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """Deploy a policy on a running gateway; it is tested there before it takes a request."""
+    _say(_admin(admin).push(policy, place.value, share))
+
+
+@policy_app.command("list")
+def list_policies(admin: Admin = ADMIN_URL) -> None:
+    """List the policies that a gateway has, the last pushed first."""
+    _list(
+        ("version", "deployed as", "pushed (UTC)", "what it is"),
+        [
+            (p["version"], ", ".join(p["places"]), p["pushed"].partition("+")[0], escape(p["summary"] or p["name"]))
+            for p in _admin(admin).policies()
+        ],
+    )
+
+
+@policy_app.command()
+def rollback(admin: Admin = ADMIN_URL) -> None:
+    """Let the policy decide again that did before."""
+    _say(_admin(admin).rollback())
+
+
+@policy_app.command()
+def promote(admin: Admin = ADMIN_URL) -> None:
+    """Let the canary decide all requests."""
+    _say(_admin(admin).promote())
+
+
+@policy_app.command()
+def stop(
+    place: Annotated[Place, typer.Argument(help="shadow or canary.")],
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """End a shadow or a canary."""
+    if place is Place.CURRENT:
+        raise UserError("the current policy cannot be stopped; push another one, or roll back")
+    _say(_admin(admin).stop(place.value))
+
+
+@replica_app.command()
+def drain(name: Annotated[str, typer.Argument(help="The replica.")], admin: Admin = ADMIN_URL) -> None:
+    """Send a replica no new requests; those in flight go on."""
+    _say(_admin(admin).drain(name))
+
+
+@replica_app.command()
+def resume(name: Annotated[str, typer.Argument(help="The replica.")], admin: Admin = ADMIN_URL) -> None:
+    """Send a drained replica requests again."""
+    _say(_admin(admin).resume(name))
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print one page; as where there is no terminal.")] = False,
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """Watch a running gateway: replicas, tenants, decisions, policies."""
+    from steersman.runtime.admin.top import show, show_once
+
+    client = _admin(admin)
+    if once or not console.is_terminal:
+        show_once(console, client.state)
+        return
+    try:
+        show(console, client.state)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 @keys.command()

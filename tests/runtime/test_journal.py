@@ -162,7 +162,7 @@ def test_who_decided_is_known_with_its_version_and_the_fallback(tmp_path: Path) 
     record(tmp_path, mixed(5))
     (path,) = files(tmp_path)
     one = unpack(path.read_bytes(), "f")
-    assert one.header.policies == [("fastest", "")]
+    assert one.header.policies == [("fastest", "fastest")]
     assert one.decisions["policy"].tolist() == [0] * 5
     assert one.decisions["fallback"].tolist() == [-1] * 5
     assert np.isfinite(one.scores[:, :2]).all()

@@ -144,10 +144,15 @@ class Gateway:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
         return json.dumps({"object": "list", "data": models}).encode()
 
-    def _health(self, exchange: Exchange) -> None:
+    def health(self) -> dict[str, object]:
+        """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
         status = "draining" if self.draining else "ok" if any(up.values()) else "no replica is up"
-        exchange.respond(200 if status == "ok" else 503, json.dumps({"status": status, "replicas": up}).encode())
+        return {"status": status, "replicas": up}
+
+    def _health(self, exchange: Exchange) -> None:
+        health = self.health()
+        exchange.respond(200 if health["status"] == "ok" else 503, json.dumps(health).encode())
 
     def _show_metrics(self, exchange: Exchange) -> None:
         exchange.respond(200, self.metrics.text(), content_type=CONTENT_TYPE.encode())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.access import GatewayTenant
 from steersman.runtime.gateway.audit import AuditConfig
@@ -33,6 +34,7 @@ class GatewayConfig(Model):
     fair_shares: FairShares | None = Field(default=None, description="bounds on tenants while the fleet is full")
     audit: AuditConfig | None = Field(default=None, description="where requests with a rule on their data went")
     policy_limit_s: float = Field(default=1e-3, gt=0, description="a slower decision is the fallback's")
+    admin: AdminConfig | None = Field(default=None, description="without: on its default port, if that is free")
     drain_s: float = Field(default=30.0, ge=0, description="that requests in flight may take once it is to stop")
 
     @model_validator(mode="after")

@@ -14,12 +14,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.config import GatewayConfig
+from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.gateway.http.server import Server
 from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
@@ -42,7 +44,7 @@ def serve(
     config: GatewayConfig,
     fleet: Fleet,
     tenants: Mapping[str, GatewayTenant],
-    policy: Policy,
+    policies: Policies,
     fallback: Policy,
     *,
     console: Console | None = None,
@@ -57,30 +59,37 @@ def serve(
             left running.
     """
     console = console or Console(stderr=True)
-    listener = _listen(config.host, config.port)
+    listener = _listen(config.host, config.port, "--port")
+    admin_listener = None
     try:
+        admin_listener = _listen_for_admin(config.admin, console)
         keys = None if config.keys is None else Keys(config.keys, tenants)
         tls = None if config.tls is None else Tls(config.tls)
         access = _access(fleet, tenants, keys)
         audit = None if config.audit is None else Audit(config.audit, fleet)
         pool = Pool(fleet, config.health)
+        first, predecessors = policies.store.begin(policies.first)
         scheduler = Scheduler(
             fleet,
             access.rows,
-            policy,
+            first,
             fallback,
             prefix_block_tokens=BLOCK_TOKENS,
             policy_limit_s=config.policy_limit_s,
         )
+        assert scheduler.deployment is not None
+        scheduler.deployment.predecessors = predecessors
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
         if sys.platform != "win32":
             import uvloop
 
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_serve(config, pool, scheduler, access, audit, tls, listener, console))
+            runner.run(_serve(config, pool, scheduler, policies, access, audit, tls, listener, admin_listener, console))
     finally:
         listener.close()
+        if admin_listener is not None:
+            admin_listener.close()
     return 0
 
 
@@ -91,7 +100,19 @@ def _access(fleet: Fleet, tenants: Mapping[str, GatewayTenant], keys: Keys | Non
         raise UserError(f"tenants: {error}") from None
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen_for_admin(config: AdminConfig | None, console: Console) -> socket.socket | None:
+    """A bound socket for the admin API; nobody who did not ask for one is kept from serving by a port in use."""
+    if config is not None:
+        check_reach(config)
+        return _listen(config.host, config.port, "admin.port")
+    try:
+        return _listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
+    except UserError as error:
+        console.print(f"no admin API: {error}", highlight=False)
+        return None
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
     """A bound socket: taken before anything is started, so that a port in use costs nothing."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -105,7 +126,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} on {host} is in use; choose another one with --port") from None
+            raise UserError(f"port {port} on {host} is in use; choose another one with {option}") from None
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     return listener
 
@@ -114,10 +135,12 @@ async def _serve(
     config: GatewayConfig,
     pool: Pool,
     scheduler: Scheduler,
+    policies: Policies,
     access: Access,
     audit: Audit | None,
     tls: Tls | None,
     listener: socket.socket,
+    admin_listener: socket.socket | None,
     console: Console,
 ) -> None:
     loop = asyncio.get_running_loop()
@@ -139,18 +162,27 @@ async def _serve(
     server: Server | None = None
     chores: asyncio.Task[None] | None = None
     gateway: Gateway | None = None
+    control: Control | None = None
     try:
         await _start(pool, console)
         gateway = Gateway(
             scheduler, pool, access, fair=config.fair_shares, audit=audit, open_metrics=access.keys is None
         )
         pool.on_change = _told(gateway, pool, console)
+        control = Control(
+            config.admin or AdminConfig(), policies, gateway, lambda said: console.print(said, highlight=False)
+        )
+        await control.start(admin_listener)
         server = Server(gateway.handle, config.http)
         await server.start(sock=listener, ssl=tls.context if tls else None)
         pool.watch(scheduler)
         chores = asyncio.create_task(_chores(gateway, access, tls, console))
         started = True
         _announce(console, listener, scheduler, tls is not None)
+        if admin_listener is not None:
+            console.print(
+                f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy", highlight=False
+            )
         await stop.wait()
         gateway.draining = True
         server.stop_listening()
@@ -174,6 +206,8 @@ async def _serve(
             signal.signal(number, signal.SIG_IGN)
         if chores is not None:
             chores.cancel()
+        if control is not None:
+            await control.stop()
         if server is not None:
             await server.stop()
         if gateway is not None:
@@ -229,10 +263,14 @@ async def _start(pool: Pool, console: Console) -> None:
         await pool.start(told)
 
 
-def _announce(console: Console, listener: socket.socket, scheduler: Scheduler, secure: bool) -> None:
+def _url(listener: socket.socket, secure: bool) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "https" if secure else "http"
-    url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _announce(console: Console, listener: socket.socket, scheduler: Scheduler, secure: bool) -> None:
+    url = _url(listener, secure)
     model = scheduler.fleet.models[0]
     body = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}' % model  # noqa: UP031
     assert scheduler.policy is not None

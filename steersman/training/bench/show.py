@@ -45,6 +45,7 @@ def decision_table(figures: dict[str, Any]) -> Table:
         ("the policy: scores through ONNX Runtime, and pick", ""),
         ("the same with its compiled form", "compiled_"),
         ("observation and guard", "observe_"),
+        ("checks, choice and counts", "beside_"),
         ("all of a decision", "decide_"),
     ):
         cells = [f"{figures[prefix + name][size]:.1f}" for size in sizes for name in ("p50_us", "p99_us")]
