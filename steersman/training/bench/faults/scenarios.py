@@ -15,7 +15,7 @@ from typing import NamedTuple
 from steersman.training.bench.faults.asked import EVENTS, Asked, Load, messages
 from steersman.training.bench.faults.backend import FLOOD
 from steersman.training.bench.faults.cluster import DRAIN_S, RAMP_S, Backend, Cluster, Gateway
-from steersman.training.bench.gateway.mock import MODEL
+from steersman.training.bench.gateway.mock import MODEL, gap_prompt
 
 BACK_S = 12.0  # a replica that is well again must be back by then
 QUICK_S = 5.0  # one that answers nobody must be left out by then
@@ -67,10 +67,12 @@ class Stage:
         self.expect(self.back_s is not None, f"the replica was not back within {BACK_S:g} s")
         await asyncio.sleep(RAMP_S)
 
-    def share(self, from_s: float, seconds: float) -> float:
-        """The broken replica's share of the requests asked in a time, from `from_s` of the monotonic clock."""
-        during = [a.replica for a in self.load.all if from_s <= a.asked_s < from_s + seconds and a.replica]
-        return during.count(self.broken.name) / max(1, len(during))
+    def most(self, from_s: float, seconds: float) -> int:
+        """The most requests that the broken replica had at once in a time, from `from_s` of the monotonic clock."""
+        held = [a for a in self.load.all if a.replica == self.broken.name and a.ended_s >= from_s]
+        ends_s = from_s + seconds
+        moments = [from_s, *(a.asked_s for a in held if from_s < a.asked_s < ends_s)]
+        return max(sum(a.asked_s <= at_s < a.ended_s for a in held) for at_s in moments)
 
 
 Play = Callable[[Stage], Awaitable[None]]
@@ -108,8 +110,8 @@ async def kill(stage: Stage) -> None:
     await stage.mended()
     if stage.back_s is not None:
         over_s = time.monotonic()
-        first, last = stage.share(over_s - RAMP_S, 0.5), stage.share(over_s - 1.0, 1.0)
-        stage.notes.append(f"its share of requests: {first:.0%} in the first half second back, then {last:.0%}")
+        first, last = stage.most(over_s - RAMP_S, 0.5), stage.most(over_s - 1.0, 1.0)
+        stage.notes.append(f"it had {first} requests at most in the first half second back, {last} after {RAMP_S:g} s")
 
 
 async def freeze(stage: Stage) -> None:
@@ -142,22 +144,33 @@ async def all_open(stage: Stage) -> None:
 
 async def terminate(stage: Stage) -> None:
     """SIGTERM for the gateway; a replica is killed while it drains."""
-    began_s = stage.closed_s = time.monotonic()
-    stage.gateway.process.terminate()
+    began_s = _terminate(stage)
     await asyncio.sleep(0.1)
     stage.broken.kill()
+    await _ends(stage, began_s)
+
+
+async def terminate_stuck(stage: Stage) -> None:
+    """SIGTERM for the gateway while a replica is frozen, and a stream needs far too long."""
+    stage.load.send(Asked(stream=True, words=gap_prompt(1e3)))
+    stage.broken.freeze()
+    await asyncio.sleep(0.5)
+    await _ends(stage, _terminate(stage))
+
+
+def _terminate(stage: Stage) -> float:
+    """Returns when, of the monotonic clock."""
+    stage.closed_s = time.monotonic()
+    stage.gateway.process.terminate()
+    return stage.closed_s
+
+
+async def _ends(stage: Stage, began_s: float) -> None:
     ended = await _exit(stage.gateway, DRAIN_S + 5.0)
     took_s = time.monotonic() - began_s
     stage.expect(ended == 0, f"it ended with code {ended}")
     stage.expect(took_s < DRAIN_S + 2.0, f"it took {took_s:.1f} s to end")
     stage.notes.append(f"the gateway ended after {took_s:.1f} s with code {ended}")
-
-
-async def terminate_stuck(stage: Stage) -> None:
-    """SIGTERM for the gateway while a replica answers nobody."""
-    stage.broken.freeze()
-    await asyncio.sleep(0.5)
-    await terminate(stage)
 
 
 async def _exit(gateway: Gateway, most_s: float) -> int | None:
@@ -241,7 +254,9 @@ SCENARIOS: dict[str, Scenario] = {
     "all-5xx": Scenario("all replicas give 500", all_open, expected=(200, 502), may_refuse=True, may_cut=False),
     "all-down": Scenario("all replicas are killed, then come back", all_down, expected=(200, 502), may_refuse=True),
     "sigterm": Scenario("the gateway gets SIGTERM, then a replica is killed", terminate),
-    "sigterm-stuck": Scenario("the gateway gets SIGTERM while a replica is frozen", terminate_stuck),
+    "sigterm-stuck": Scenario(
+        "the gateway gets SIGTERM while a replica is frozen and a stream takes too long", terminate_stuck
+    ),
     "gateway-frozen": Scenario("the gateway itself is frozen for seconds", gateway_frozen, may_cut=False),
     "disconnect": Scenario("hundreds of clients leave in the middle", disconnect, may_cut=False),
     "slow-clients": Scenario("clients leave megabytes unread", slow_clients, may_cut=False),
