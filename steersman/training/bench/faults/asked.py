@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import time
 from collections.abc import Awaitable, Callable, Collection
 from enum import StrEnum
@@ -230,13 +231,22 @@ class Load:
                 client.transport.close()
         self._idle.clear()
 
-    async def connect(self) -> Client:
-        """A connection.
+    async def connect(self, buffer_bytes: int | None = None) -> Client:
+        """A connection. buffer_bytes: that the kernel may keep for a client that does not read.
 
         Raises:
             OSError: there is none.
         """
-        _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", self.port)
+        loop, end = asyncio.get_running_loop(), socket.socket()
+        try:
+            if buffer_bytes is not None:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+            end.setblocking(False)
+            await loop.sock_connect(end, ("127.0.0.1", self.port))
+            _, client = await loop.create_connection(Client, sock=end)
+        except BaseException:
+            end.close()
+            raise
         return client
 
     async def ask(self, asked: Asked) -> None:

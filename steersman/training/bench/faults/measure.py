@@ -18,7 +18,7 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
 from steersman.training.bench.faults.asked import Asked, Fate, Load
 from steersman.training.bench.faults.cluster import cluster
-from steersman.training.bench.faults.scenarios import SCENARIOS, Scenario, Stage, openai_client, worst_s
+from steersman.training.bench.faults.scenarios import SCENARIOS, Cut, Scenario, Stage, openai_client, worst_s
 from steersman.training.bench.machine import machine
 
 RATE = 50.0  # requests a second of the steady load
@@ -119,7 +119,10 @@ def _counted(scenario: Scenario, stage: Stage) -> dict[str, Any]:
         a.problem or f"status {a.status} {a.code}" for a, fate in zip(asked, fates, strict=True) if fate is Fate.LOST
     )
     stage.expect(not counts[Fate.LOST], f"lost: {', '.join(f'{n}x {why}' for why, n in reasons.items())}")
-    stage.expect(scenario.may_cut or not counts[Fate.CUT], "answers broke off that had begun")
+    cut = Counter(a.replica for a, fate in zip(asked, fates, strict=True) if fate is Fate.CUT)
+    if scenario.cut is not Cut.ANYWHERE:
+        well = {r: n for r, n in cut.items() if scenario.cut is Cut.NOWHERE or r != stage.broken.name}
+        stage.expect(not well, f"answers broke off that had begun: {well}")
     answered = [a for a, fate in zip(asked, fates, strict=True) if fate is Fate.ANSWERED]
     return {"sent": len(asked), **{str(fate): counts[fate] for fate in _FATES}, "worst_s": worst_s(answered)}
 
@@ -158,7 +161,7 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
                 await asyncio.sleep(SAMPLE_S)
             await load.stop()
             stage = Stage(found, load, seconds)
-            counted = _counted(Scenario("", _nothing), stage)
+            counted = _counted(Scenario("", _nothing, cut=Cut.ANYWHERE), stage)
             return {
                 "name": "soak",
                 **counted,

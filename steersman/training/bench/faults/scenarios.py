@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 from steersman.training.bench.faults.asked import EVENTS, Asked, Load, messages
@@ -78,6 +79,14 @@ class Stage:
 Play = Callable[[Stage], Awaitable[None]]
 
 
+class Cut(StrEnum):
+    """Where answers that have begun may break off."""
+
+    NOWHERE = "nowhere"
+    BROKEN = "at the broken replica"
+    ANYWHERE = "anywhere"
+
+
 class Scenario(NamedTuple):
     """How a scenario is played and judged."""
 
@@ -85,7 +94,7 @@ class Scenario(NamedTuple):
     play: Play
     expected: Collection[int] = (200,)  # statuses of an answer
     may_refuse: bool = False  # there is a time when no replica can take a request
-    may_cut: bool = True  # answers that have begun break off
+    cut: Cut = Cut.BROKEN
     openai: bool = False  # requests are sent with that package
 
 
@@ -222,7 +231,7 @@ async def slow_clients(stage: Stage) -> None:
     before_mib = stage.gateway.memory_mib
     clients = []
     for _ in range(SLOW):
-        client = await stage.load.connect()
+        client = await stage.load.connect(buffer_bytes=32 << 10)
         client.transport.pause_reading()
         asked = Asked(stream=True, words=FLOOD)
         stage.load.all.append(asked)
@@ -241,25 +250,29 @@ SCENARIOS: dict[str, Scenario] = {
     "kill-openai": Scenario("the same, asked by the `openai` client", kill, openai=True),
     "freeze": Scenario("a replica is frozen (SIGSTOP), then goes on", freeze),
     "silent": Scenario("a replica takes requests and never answers", shows("silent", 10.0)),
-    "drip": Scenario("a replica answers byte by byte", shows("drip", None), may_cut=False),
-    "reset": Scenario("a replica takes requests, then resets connections", shows("reset"), may_cut=False),
-    "head-only": Scenario("a replica closes after the head of its answer", shows("head-only"), may_cut=False),
+    "drip": Scenario("a replica answers byte by byte", shows("drip", None), cut=Cut.NOWHERE),
+    "reset": Scenario("a replica takes requests, then resets connections", shows("reset"), cut=Cut.NOWHERE),
+    "head-only": Scenario("a replica closes after the head of its answer", shows("head-only"), cut=Cut.NOWHERE),
     "cut": Scenario("a replica closes in the middle of streams", shows("cut")),
     "bad-sse": Scenario("a replica sends events that are none", shows("bad-sse")),
-    "bad-http": Scenario("a replica sends what is no HTTP", shows("bad-http"), may_cut=False),
+    "bad-http": Scenario("a replica sends what is no HTTP", shows("bad-http"), cut=Cut.NOWHERE),
     "no-done": Scenario("a replica's streams end without [DONE]", shows("no-done")),
-    "5xx": Scenario("a replica gives 500 to everything", shows("500"), may_cut=False),
-    "4xx": Scenario("a replica gives 400 to everything", shows("400", None), expected=(200, 400), may_cut=False),
-    "429": Scenario("a replica gives 429 with Retry-After", shows("429"), may_cut=False),
-    "all-5xx": Scenario("all replicas give 500", all_open, expected=(200, 502), may_refuse=True, may_cut=False),
-    "all-down": Scenario("all replicas are killed, then come back", all_down, expected=(200, 502), may_refuse=True),
+    "5xx": Scenario("a replica gives 500 to everything", shows("500"), cut=Cut.NOWHERE),
+    "4xx": Scenario("a replica gives 400 to everything", shows("400", None), expected=(200, 400), cut=Cut.NOWHERE),
+    "429": Scenario("a replica gives 429 with Retry-After", shows("429"), cut=Cut.NOWHERE),
+    "all-5xx": Scenario("all replicas give 500", all_open, expected=(200, 502), may_refuse=True, cut=Cut.NOWHERE),
+    "all-down": Scenario(
+        "all replicas are killed, then come back", all_down, expected=(200, 502), may_refuse=True, cut=Cut.ANYWHERE
+    ),
     "sigterm": Scenario("the gateway gets SIGTERM, then a replica is killed", terminate),
     "sigterm-stuck": Scenario(
-        "the gateway gets SIGTERM while a replica is frozen and a stream takes too long", terminate_stuck
+        "the gateway gets SIGTERM while a replica is frozen and a stream takes too long",
+        terminate_stuck,
+        cut=Cut.ANYWHERE,
     ),
-    "gateway-frozen": Scenario("the gateway itself is frozen for seconds", gateway_frozen, may_cut=False),
-    "disconnect": Scenario("hundreds of clients leave in the middle", disconnect, may_cut=False),
-    "slow-clients": Scenario("clients leave megabytes unread", slow_clients, may_cut=False),
+    "gateway-frozen": Scenario("the gateway itself is frozen for seconds", gateway_frozen, cut=Cut.NOWHERE),
+    "disconnect": Scenario("hundreds of clients leave in the middle", disconnect, cut=Cut.NOWHERE),
+    "slow-clients": Scenario("clients leave megabytes unread", slow_clients, cut=Cut.NOWHERE),
 }
 
 
