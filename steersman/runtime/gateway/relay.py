@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable
+
+import orjson
 
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
@@ -66,7 +67,10 @@ class Relay:
         upstream, body = self._upstream(replica), exchange.body
         served_model = self.pool.replicas[replica].served_model
         if served_model is not None and served_model != call.model:
-            body = json.dumps({**json.loads(body), "model": served_model}).encode()
+            try:
+                body = orjson.dumps({**orjson.loads(body), "model": served_model})
+            except TypeError:
+                raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
         head = self._head(upstream, exchange, replica, len(body))
         loop = asyncio.get_running_loop()
         assumed = None

@@ -50,6 +50,8 @@ class Health:
 
     def failed(self, now: float) -> None:
         """An attempt failed: no connection, no answer, a status of 5xx, or an answer that broke off."""
+        if now < self._open_until_s:  # it was asked before the breaker opened: that says nothing new
+            return
         self._failures += 1
         if self._failures >= self._config.failures_to_open or self._ramping(now):
             self._opened += 1
@@ -63,7 +65,7 @@ class Health:
     def answered(self, now: float) -> None:
         """It began to answer a request."""
         self._failures = 0
-        if self._opened and not self._ramping(now):
+        if now >= self._ramp_from_s + self._config.ramp_s:
             self._opened = 0
 
     def looked(self, now: float, healthy: bool) -> None:
