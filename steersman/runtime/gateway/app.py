@@ -37,6 +37,7 @@ _WHY = {
 _EVENT_STREAM = b"text/event-stream"
 COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
+_NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
 
 
 class Gateway:
@@ -228,6 +229,7 @@ class Gateway:
             decision = await self.decided(exchange.request_id, caller, ticket, tried)
             if decision.kind is not Kind.DISPATCH:
                 scheduler.shed(ticket)
+                ticket.used = 0
                 self.metrics.over(tenant, decision.kind if failure is None else "failed")
                 if failure is not None:
                     raise _all_failed(failure)
@@ -279,6 +281,7 @@ class Gateway:
         try:
             await asyncio.sleep(self.scheduler.held(ticket))
         except asyncio.CancelledError:  # the client left, or the deadline came
+            ticket.used = 0
             self.scheduler.given_up(ticket)
             self.metrics.over(ticket.request.tenant, "late" if ticket.late else "cancelled")
             raise
@@ -290,6 +293,8 @@ class Gateway:
         ok = outcome == "done"
         served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None)
         self.metrics.over(request.tenant, outcome)
+        if outcome == "rejected":
+            ticket.used = 0
         if served is not None and ok:
             self.metrics.served(request.tenant, replica, served)
         if usage is not None:
@@ -300,9 +305,10 @@ class Gateway:
     def _live_request(self, caller: Caller, call: Call) -> LiveRequest:
         model = -1 if call.model is None else self._models.get(call.model, -2)
         if model == -2:
+            asked = str(call.model)[:_NAME_CHARS]
             raise ApiError(
                 404,
-                f"model {call.model!r} is not served here; {nearest(str(call.model), list(self._models))}",
+                f"model {asked!r} is not served here; {nearest(asked, list(self._models))}",
                 code="model_not_found",
                 param="model",
             )

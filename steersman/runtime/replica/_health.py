@@ -71,7 +71,7 @@ class Health:
             return
         # It fails some kinds of requests and not others, or every other one: none is forgotten at once.
         self._failures = max(0.0, self._failures - 0.5)
-        if self._opened and not self._ramping(now):
+        if now >= self._ramp_from_s + self._config.ramp_s:
             self._opened = 0
 
     def looked(self, now: float, healthy: bool) -> None:
