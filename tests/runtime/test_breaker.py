@@ -59,14 +59,14 @@ def test_one_failure_while_it_starts_slowly_opens_it_again_for_twice_as_long() -
 def test_requests_that_were_under_way_when_it_opened_do_not_lengthen_its_backoff() -> None:
     made = opened()
     for _ in range(100):
-        made.failed(0.5, sent_s=0.5)
+        made.failed(0.5, sent_s=-0.5)
     assert open_s(made, 0.0) == 1.0
 
 
 def test_an_answer_to_a_request_from_before_it_opened_does_not_shorten_the_next_backoff() -> None:
     made = opened()
     made.failed(1.5, sent_s=1.5)  # half open
-    made.answered(2.0, sent_s=2.0)
+    made.answered(2.0, sent_s=0.5)
     made.failed(4.0, sent_s=4.0)
     assert open_s(made, 4.0) == 4.0
 
@@ -151,7 +151,7 @@ def test_it_always_comes_back(events: list[tuple[str, float]]) -> None:
     for event, pause_s in events:
         now += pause_s
         if event in ("failed", "answered"):
-            getattr(made, event)(now)
+            getattr(made, event)(now, sent_s=now)
         elif event == "cool":
             made.cool(now, 3.0)
         else:
