@@ -212,17 +212,19 @@ class Gateway:
             self._idle.set()
 
     def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
-        ticket = self.scheduler.arrive(live)
-        ticket.reserved = ticket.request.prompt_tokens + ticket.request.max_tokens
+        """One over a limit is no arrival for the policy, and no broken promise."""
+        live = self.scheduler.bounded(live)
+        reserved = live.prompt_tokens + live.max_tokens
         try:
-            self.limiter.admit(caller.tenant, ticket.reserved, self._slots, self.scheduler.now)
+            self.limiter.admit(caller.tenant, reserved, self._slots, self.scheduler.now)
         except OverLimit as over:
-            self.scheduler.shed(ticket)
             self.metrics.limited(self.access.names[caller.tenant], over.limit)
-            self.ended(ticket, "limited")
+            self.metrics.over(caller.row, "limited")
             raise ApiError(
                 429, over.message, code="rate_limit_exceeded", headers=retry_after(over.retry_after_s)
             ) from None
+        ticket = self.scheduler.arrive(live)
+        ticket.reserved = reserved
         return ticket
 
     @staticmethod
@@ -327,7 +329,7 @@ class Gateway:
     ) -> None:
         """A request is over; once for each. It is counted, and goes to the window and the journal.
 
-        outcome: done, shed, refused, failed, rejected (by a replica), cancelled, late or limited. served: how it fared
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled or late. served: how it fared
         on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
         as the replica tells.
         """
