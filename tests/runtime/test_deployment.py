@@ -8,15 +8,17 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from encoded import situations
 from simulated import TENANTS, fleet
 
 from steersman.runtime.deployment import CanaryBounds, Deployment, Release
+from steersman.runtime.deployment.judge import in_range
 from steersman.runtime.deployment.metrics import metrics
 from steersman.runtime.deployment.release import BrokenPolicy
 from steersman.runtime.deployment.scalars import Scalars
 from steersman.runtime.deployment.stats import stats
 from steersman.runtime.errors import UserError
-from steersman.runtime.observation import COLUMN
+from steersman.runtime.observation import COLUMN, FEATURES, HIGH, LOW
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Decision, Fallback, Kind, LiveRequest, Ticket
 
@@ -557,3 +559,11 @@ def test_curves_are_of_the_window() -> None:
     arms = [decision.arm for decision in serve(s, lambda _: True, 10)]
     assert scalars.take()["shadow/disagreement"] == arms.count("canary") / 10
     assert not {"canary/attainment", "shadow/disagreement"} & set(scalars.take())
+
+
+def test_what_the_encoder_writes_is_in_range() -> None:
+    for rows, mask in situations(1000):
+        assert in_range(rows, mask), [
+            (FEATURES[k].name, float(rows[c, k]))
+            for c, k in np.argwhere(~((rows >= LOW) & (rows <= HIGH)) & mask[:, None])
+        ]
