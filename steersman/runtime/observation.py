@@ -253,8 +253,8 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row = rows[c]
         row[k] = prompt_tokens
         row[k + 1] = expected
-        row[k + 2] = waited_s
-        row[k + 3] = promise.ttft_slo_s
+        row[k + 2] = min(1e4, waited_s)
+        row[k + 3] = min(1e4, promise.ttft_slo_s)  # batch work may have a day
         row[k + 4] = promise.tpot_slo_s
         row[k + 5] = promise.weight
         row[k + 6] = tv.attainment

@@ -20,6 +20,7 @@ from steersman.runtime.deployment.stats import stats
 from steersman.runtime.errors import UserError
 from steersman.runtime.observation import COLUMN, FEATURES, HIGH, LOW
 from steersman.runtime.scheduler import Scheduler
+from steersman.runtime.tenant import Slo
 from steersman.runtime.ticket import Decision, Fallback, Kind, LiveRequest, Ticket
 
 REQUEST = LiveRequest(tenant=0, prompt_tokens=1000, max_tokens=100)
@@ -134,6 +135,12 @@ def test_what_the_encoder_writes_is_in_range_also_after_a_year_without_metrics()
     now = [0.0]
     s = Scheduler(fleet({}, {}), TENANTS, Fixed(FIRST), Fixed(SECOND), policy_limit_s=9.0, clock=lambda: now[0])
     now[0] = 400 * 86400.0
+    assert decide(s).fallback is None
+
+
+def test_a_promise_of_a_day_is_in_range() -> None:
+    tenants = {"batch": TENANTS["loose"].model_copy(update={"slo": Slo(ttft_s=86400.0, tpot_s=1.0)})}
+    s = Scheduler(fleet({}, {}), tenants, Fixed(FIRST), Fixed(SECOND), policy_limit_s=9.0)
     assert decide(s).fallback is None
 
 
