@@ -268,6 +268,12 @@ def serve(
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Record decisions and outcomes, for train and evaluate.", metavar="DIR")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write what is served under training's names.", metavar="DIR")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
@@ -286,6 +292,8 @@ def serve(
     given = {"fleet": fleet, "policy": policy, "fallback": fallback, "workload": workload, "host": host, "port": port}
     values = {} if path is None else read_yaml(path)
     values |= {key: value for key, value in given.items() if value is not None}
+    if journal is not None:
+        values["journal"] = {**(values.get("journal") or {}), "folder": str(journal)}
     settings = validate(GatewayConfig, apply_sets(values, sets or []), "serve" if path is None else str(path))
     tenants = settings.tenants or {
         name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
@@ -298,7 +306,21 @@ def serve(
     bundle = Path(settings.policy) if is_path(settings.policy) else None
     first = store.prepare_heuristic(settings.policy) if bundle is None else store.prepare_path(bundle)
     policies = Policies(store, first, bundle)
-    code = run_gateway(settings, served, tenants, policies, serving(settings.fallback, candidates))
+    board = None
+    if tensorboard is not None:
+        from steersman.training.live import LiveBoard
+
+        board = LiveBoard(tensorboard)
+    code = run_gateway(
+        settings,
+        served,
+        tenants,
+        policies,
+        serving(settings.fallback, candidates),
+        board=board.write if board else None,
+    )
+    if board is not None:
+        board.close()
     raise typer.Exit(code)
 
 

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 # uvloop is what serves; the other one is what environments and notebooks have.
-_ON_BOTH = ("test_http_server.py", "test_http_client.py")
+_ON_BOTH = ("test_http_server.py", "test_http_client.py", "test_tls.py")
 
 
 def pytest_asyncio_loop_factories(

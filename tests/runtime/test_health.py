@@ -26,7 +26,7 @@ def opened(at_s: float = 10.0, failures: int = 3) -> Health:
     return health
 
 
-def test_a_few_failures_in_a_row_open_the_breaker() -> None:
+def test_a_few_failures_open_the_breaker() -> None:
     assert opened(failures=2).status(10.0) is Status.UP
     assert opened(failures=3).status(10.0) is Status.OPEN
 
@@ -36,6 +36,23 @@ def test_an_answer_between_them_keeps_it_closed() -> None:
     health.answered(10.0, sent_s=9.0)
     health.failed(10.0, sent_s=9.0)
     assert health.status(10.0) is Status.UP
+
+
+def test_one_that_fails_every_other_request_is_left_out() -> None:
+    health = Health(CONFIG, 100)
+    for _ in range(5):
+        health.failed(1.0, sent_s=1.0)
+        health.answered(1.0, sent_s=1.0)
+    assert health.status(1.0) is Status.OPEN
+
+
+def test_one_that_fails_a_request_now_and_then_is_not() -> None:
+    health = Health(CONFIG, 100)
+    for at_s in range(100):
+        health.failed(at_s, sent_s=at_s)
+        for _ in range(4):
+            health.answered(at_s, sent_s=at_s)
+        assert health.status(at_s) is Status.UP
 
 
 def test_all_that_one_outage_fails_opens_it_once() -> None:

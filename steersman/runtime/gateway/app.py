@@ -15,16 +15,19 @@ from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
-from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics
+from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
 from steersman.runtime.gateway.relay import AttemptFailed, Relay
+from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
+from steersman.runtime.journal import Journal
+from steersman.runtime.outcomes import Summary
 from steersman.runtime.plugins import nearest
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._stream import Usage
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Decision, Kind, LiveRequest, Ticket
+from steersman.runtime.ticket import Decision, Kind, LiveRequest, Served, Ticket
 
 _WHY = {
     Reason.DOWN: "down",
@@ -37,6 +40,7 @@ _WHY = {
 _EVENT_STREAM = b"text/event-stream"
 COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
+_NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
 
 
 class Gateway:
@@ -53,6 +57,7 @@ class Gateway:
         *,
         fair: FairShares | None = None,
         audit: Audit | None = None,
+        journal: Journal | None = None,
         open_metrics: bool = True,
     ) -> None:
         """open_metrics: /metrics is served here, to anybody."""
@@ -60,9 +65,15 @@ class Gateway:
         self.pool = pool
         self.access = access
         self.metrics = Metrics(scheduler)
+        self.window = Window(scheduler, access.rows)
+        self.last_window: Summary | None = None
         self.inflight = 0
         self.draining = False
-        self._audit = audit
+        self._audit, self._journal = audit, journal
+        if journal is not None:
+            self.metrics.add(lambda: of_journal(journal))
+        if audit is not None:
+            self.metrics.add(lambda: of_audit(audit))
         self._open_metrics = open_metrics
         self._idle = asyncio.Event()
         self._idle.set()
@@ -114,6 +125,7 @@ class Gateway:
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
         self.relay.sweep(now)
+        self.window.sample()
         if self._audit is not None:
             self._audit.flush()
 
@@ -207,7 +219,7 @@ class Gateway:
         except OverLimit as over:
             self.scheduler.shed(ticket)
             self.metrics.limited(self.access.names[caller.tenant], over.limit)
-            self.metrics.over(caller.row, "limited")
+            self.ended(ticket, "limited")
             raise ApiError(
                 429, over.message, code="rate_limit_exceeded", headers=retry_after(over.retry_after_s)
             ) from None
@@ -221,14 +233,15 @@ class Gateway:
             exchange.task.cancel()
 
     async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
-        scheduler, tenant = self.scheduler, ticket.request.tenant
+        scheduler = self.scheduler
         tried: list[int] = []
         failure: AttemptFailed | None = None
         while True:
             decision = await self.decided(exchange.request_id, caller, ticket, tried)
             if decision.kind is not Kind.DISPATCH:
                 scheduler.shed(ticket)
-                self.metrics.over(tenant, decision.kind if failure is None else "failed")
+                ticket.used = 0
+                self.ended(ticket, decision.kind if failure is None else "failed")
                 if failure is not None:
                     raise _all_failed(failure)
                 raise self.turned_away(decision, ticket.request)
@@ -243,8 +256,9 @@ class Gateway:
                 self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
             except BaseException:  # the client left, or the deadline came
-                if scheduler.ended(ticket, ok=False, left=not ticket.late) is not None:
-                    self.metrics.over(tenant, "late" if ticket.late else "cancelled")
+                served = scheduler.ended(ticket, ok=False, left=not ticket.late)
+                if served is not None:
+                    self.ended(ticket, "late" if ticket.late else "cancelled", served)
                 raise
 
     async def decided(
@@ -257,6 +271,8 @@ class Gateway:
         while True:
             decision = self.scheduler.decide(ticket, exclude)
             kind = decision.kind
+            if self._journal is not None:
+                self._journal.decided(self.scheduler, ticket, decision)
             if not exclude or kind is not Kind.REFUSED:
                 self.metrics.decided(ticket.request.tenant, decision)
             if kind is not Kind.HOLD:
@@ -279,8 +295,9 @@ class Gateway:
         try:
             await asyncio.sleep(self.scheduler.held(ticket))
         except asyncio.CancelledError:  # the client left, or the deadline came
-            self.scheduler.given_up(ticket)
-            self.metrics.over(ticket.request.tenant, "late" if ticket.late else "cancelled")
+            ticket.used = 0
+            attained = self.scheduler.given_up(ticket) and not ticket.late
+            self.ended(ticket, "late" if ticket.late else "cancelled", attained=attained)
             raise
         self.scheduler.resumed(ticket)
 
@@ -289,7 +306,9 @@ class Gateway:
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
         served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None)
-        self.metrics.over(request.tenant, outcome)
+        self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
+        if outcome == "rejected":
+            ticket.used = 0
         if served is not None and ok:
             self.metrics.served(request.tenant, replica, served)
         if usage is not None:
@@ -297,12 +316,34 @@ class Gateway:
             if usage.prompt_tokens > 0 and call.exact_tokens is None:
                 self.relay.estimate(request.tenant, request.model).learn(call.prompt_bytes, usage.prompt_tokens)
 
+    def ended(
+        self,
+        ticket: Ticket,
+        outcome: str,
+        served: Served | None = None,
+        *,
+        attained: bool = False,
+        cached_tokens: int | None = None,
+    ) -> None:
+        """A request is over; once for each. It is counted, and goes to the window and the journal.
+
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled, late or limited. served: how it fared
+        on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
+        as the replica tells.
+        """
+        self.metrics.over(ticket.request.tenant, outcome)
+        self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
+        if self._journal is not None:
+            cached = -1 if cached_tokens is None else cached_tokens
+            self._journal.over(ticket, outcome, served, attained=attained, cached_tokens=cached)
+
     def _live_request(self, caller: Caller, call: Call) -> LiveRequest:
         model = -1 if call.model is None else self._models.get(call.model, -2)
         if model == -2:
+            asked = str(call.model)[:_NAME_CHARS]
             raise ApiError(
                 404,
-                f"model {call.model!r} is not served here; {nearest(str(call.model), list(self._models))}",
+                f"model {asked!r} is not served here; {nearest(asked, list(self._models))}",
                 code="model_not_found",
                 param="model",
             )

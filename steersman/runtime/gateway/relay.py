@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable
+
+import orjson
 
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
@@ -312,7 +313,10 @@ def renamed(body: bytes, call: Call, served_model: str | None) -> bytes:
     """The body for a replica on which the model may have another name."""
     if served_model is None or served_model == call.model:
         return body
-    return json.dumps({**json.loads(body), "model": served_model}).encode()
+    try:
+        return orjson.dumps({**orjson.loads(body), "model": served_model})
+    except TypeError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
 
 
 def busy_s(headers: list[tuple[bytes, bytes]]) -> float:

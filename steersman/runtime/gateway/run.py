@@ -9,12 +9,13 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from steersman.runtime.admin.config import AdminConfig
+from steersman.runtime.deployment.scalars import Scalars
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import Access, GatewayTenant
@@ -26,10 +27,26 @@ from steersman.runtime.gateway.http.server import Server
 from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
 from steersman.runtime.gateway.tls import Tls
+from steersman.runtime.gateway.window import Gathered
+from steersman.runtime.journal import Journal
+from steersman.runtime.outcomes import Summary
 from steersman.runtime.policy import Policy
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
+
+WINDOW_S = 10.0  # of what the board shows
+
+Board = Callable[[Summary, dict[str, float]], object]
+
+
+class Recorders(NamedTuple):
+    """What keeps a record of the service."""
+
+    audit: Audit | None = None
+    journal: Journal | None = None
+    board: Board | None = None
+
 
 _SAID = {
     Status.UP: "up again, and takes its full share",
@@ -47,12 +64,13 @@ def serve(
     policies: Policies,
     fallback: Policy,
     *,
+    board: Board | None = None,
     console: Console | None = None,
 ) -> int:
     """Serve `fleet` until SIGINT or SIGTERM. Returns the exit code, 0.
 
     The first signal stops new requests and waits up to `drain_s` seconds for those in flight; a second one
-    stops at once. Port 0 takes a free one.
+    stops at once. Port 0 takes a free one. board: gets a summary of every window of service, and more curves.
 
     Raises:
         UserError: the port is in use, a file cannot be read, or a replica cannot be started or reached; nothing is
@@ -79,13 +97,17 @@ def serve(
         )
         assert scheduler.deployment is not None
         scheduler.deployment.predecessors = predecessors
+        journal = None if config.journal is None else Journal(config.journal, fleet, access.rows)
+        recorders = Recorders(audit, journal, board)
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
         if sys.platform != "win32":
             import uvloop
 
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_serve(config, pool, scheduler, policies, access, audit, tls, listener, admin_listener, console))
+            runner.run(
+                _serve(config, pool, scheduler, policies, access, recorders, tls, listener, admin_listener, console)
+            )
     finally:
         listener.close()
         if admin_listener is not None:
@@ -137,7 +159,7 @@ async def _serve(
     scheduler: Scheduler,
     policies: Policies,
     access: Access,
-    audit: Audit | None,
+    recorders: Recorders,
     tls: Tls | None,
     listener: socket.socket,
     admin_listener: socket.socket | None,
@@ -166,7 +188,13 @@ async def _serve(
     try:
         await _start(pool, console)
         gateway = Gateway(
-            scheduler, pool, access, fair=config.fair_shares, audit=audit, open_metrics=access.keys is None
+            scheduler,
+            pool,
+            access,
+            fair=config.fair_shares,
+            audit=recorders.audit,
+            journal=recorders.journal,
+            open_metrics=access.keys is None,
         )
         pool.on_change = _told(gateway, pool, console)
         control = Control(
@@ -176,7 +204,7 @@ async def _serve(
         server = Server(gateway.handle, config.http)
         await server.start(sock=listener, ssl=tls.context if tls else None)
         pool.watch(scheduler)
-        chores = asyncio.create_task(_chores(gateway, access, tls, console))
+        chores = asyncio.create_task(_chores(gateway, access, tls, recorders, console))
         started = True
         _announce(console, listener, scheduler, tls is not None)
         if admin_listener is not None:
@@ -212,8 +240,10 @@ async def _serve(
             await server.stop()
         if gateway is not None:
             gateway.relay.close()
-        if audit is not None:
-            audit.flush()
+        if recorders.audit is not None:
+            recorders.audit.flush()
+        if recorders.journal is not None:
+            await asyncio.to_thread(recorders.journal.close)
         await pool.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -231,9 +261,11 @@ def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Stat
     return changed
 
 
-async def _chores(gateway: Gateway, access: Access, tls: Tls | None, console: Console) -> None:
-    """Once a second: what is idle too long, and files that have changed."""
+async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: Recorders, console: Console) -> None:
+    """Once a second: what is idle too long, and files that have changed; now and then, a window for the board."""
     loop = asyncio.get_running_loop()
+    assert gateway.scheduler.deployment is not None
+    scalars, watched_s = Scalars(gateway.scheduler.deployment), loop.time()
     while True:
         await asyncio.sleep(1.0)
         gateway.sweep(loop.time())
@@ -241,6 +273,18 @@ async def _chores(gateway: Gateway, access: Access, tls: Tls | None, console: Co
             problem = refreshed() if refreshed is not None else None
             if problem is not None:
                 console.print(f"{problem}; what was read before stays in use", highlight=False)
+        if loop.time() - watched_s >= WINDOW_S:
+            watched_s = loop.time()
+            await asyncio.to_thread(_show, gateway, gateway.window.take(), scalars.take(), recorders.board)
+
+
+def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board | None) -> None:
+    policy = gateway.scheduler.policy
+    summary = gateway.window.summary(gathered, policy.name if policy is not None else "")
+    if summary is not None:
+        gateway.last_window = summary
+        if board is not None:
+            board(summary, more)
 
 
 async def _start(pool: Pool, console: Console) -> None:

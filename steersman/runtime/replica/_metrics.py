@@ -34,10 +34,9 @@ def parse(text: str) -> Scraped | None:
                 value = float(line.rpartition("}")[2].split()[0 if "}" in line else 1])
             except (ValueError, IndexError):
                 continue
-            if not math.isfinite(value):
-                continue
-            sums[name] += value
-            counts[name] += 1
+            if 0.0 <= value < math.inf:
+                sums[name] += value
+                counts[name] += 1
     for running, waiting, use in _NAMES:
         if running in sums:
             return Scraped(sums[running], sums[waiting], sums[use] / max(1, counts[use]), _hit_rate(sums, counts))

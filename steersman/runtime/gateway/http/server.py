@@ -535,7 +535,7 @@ class ServerProtocol(asyncio.Protocol):
         """The server takes no new requests."""
         if self.current is not None:
             self.current.close = True
-        elif self.transport is not None:
+        elif self.transport is not None and self._in_head and not self._head_bytes:  # else a request is coming in
             self.transport.close()
 
     def abort(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import socket
 import time
 from collections.abc import Awaitable, Callable, Collection
 from enum import StrEnum
@@ -16,7 +17,6 @@ from steersman.training.bench.gateway.load import PATH
 from steersman.training.bench.gateway.mock import MODEL, gap_prompt
 
 EVENTS, GAP_MS = 20, 20.0  # of a stream
-NO_CONNECTION = "no connection"
 GIVE_UP_S = 25.0  # without an answer by then, a request is lost
 
 
@@ -78,11 +78,11 @@ class Asked:
         """What became of it, where an answer with a status in `expected` is one.
 
         may_refuse: there was a time when no replica could take it; a refusal says so and is no loss. closed_s: when
-        the gateway was told to end: later, there is no connection to it.
+        the gateway was told to end: from then on it closes connections.
         """
         if self.left:
             return Fate.LEFT
-        if self.problem == NO_CONNECTION and self.asked_s >= closed_s:
+        if self.problem and not self.status and self.asked_s >= closed_s:
             return Fate.REFUSED
         if self.problem:
             return Fate.CUT if self.status == 200 and self.body else Fate.LOST
@@ -105,8 +105,8 @@ def _is_stream(body: bytearray) -> bool:
 
 
 def messages(words: str) -> list[Any]:
-    """A prompt that asks the mock for events `GAP_MS` apart."""
-    return [{"role": "user", "content": f"{gap_prompt(GAP_MS)} {words}"}]
+    """A prompt that asks the mock for events `GAP_MS` apart, if it does not say itself how far."""
+    return [{"role": "user", "content": f"{words} {gap_prompt(GAP_MS)}"}]
 
 
 def request(asked: Asked) -> bytes:
@@ -196,19 +196,22 @@ class Load:
 
     def start(self, ask: Callable[[Asked], Awaitable[None]] | None = None) -> None:
         """Begin. ask: how a request is sent, if not over a plain connection."""
-        self._going = asyncio.create_task(self._go(ask or self.ask))
+        self._going = asyncio.create_task(self._go(ask))
 
-    async def _go(self, ask: Callable[[Asked], Awaitable[None]]) -> None:
+    async def _go(self, ask: Callable[[Asked], Awaitable[None]] | None) -> None:
         loop = asyncio.get_running_loop()
         next_s = loop.time()
         while True:
-            asked = Asked(stream=len(self.all) % 2 == 0)
-            self.all.append(asked)
-            task = asyncio.create_task(self._bounded(ask, asked))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.send(Asked(stream=len(self.all) % 2 == 0), ask)
             next_s += 1.0 / self.rate
             await asyncio.sleep(max(0.0, next_s - loop.time()))
+
+    def send(self, asked: Asked, ask: Callable[[Asked], Awaitable[None]] | None = None) -> None:
+        """Send one request more."""
+        self.all.append(asked)
+        task = asyncio.create_task(self._bounded(ask or self.ask, asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _bounded(self, ask: Callable[[Asked], Awaitable[None]], asked: Asked) -> None:
         try:
@@ -228,13 +231,22 @@ class Load:
                 client.transport.close()
         self._idle.clear()
 
-    async def connect(self) -> Client:
-        """A connection.
+    async def connect(self, buffer_bytes: int | None = None) -> Client:
+        """A connection. buffer_bytes: that the kernel may keep for a client that does not read.
 
         Raises:
             OSError: there is none.
         """
-        _, client = await asyncio.get_running_loop().create_connection(Client, "127.0.0.1", self.port)
+        loop, end = asyncio.get_running_loop(), socket.socket()
+        try:
+            if buffer_bytes is not None:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+            end.setblocking(False)
+            await loop.sock_connect(end, ("127.0.0.1", self.port))
+            _, client = await loop.create_connection(Client, sock=end)
+        except BaseException:
+            end.close()
+            raise
         return client
 
     async def ask(self, asked: Asked) -> None:
@@ -246,7 +258,7 @@ class Load:
             try:
                 client = await self.connect()
             except OSError:
-                asked.end(NO_CONNECTION)
+                asked.end("no connection")
                 return
         try:
             client.ask(asked)

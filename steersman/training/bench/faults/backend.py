@@ -23,7 +23,8 @@ from steersman.training.bench.gateway.mock import STREAM_HEAD, Form, MockServer,
 
 WHOLE_S = 0.2  # that an answer takes which is not streamed: long enough to be hit by a fault
 DRIP_S = 1e-3  # between two bytes
-FLOOD, FLOOD_EVENTS = "flood me", 20_000  # words in a prompt that ask for megabytes of events at once
+FLOOD = "flood me"  # words in a prompt that ask for megabytes at once
+_FLOOD_EVENT, _FLOOD_EVENTS = chunk(b'data: {"choices": [{"text": "%b"}]}\n\n' % (b"word " * 8000)), 150
 _ERROR = b'{"error": {"message": "as told", "type": "mock", "code": "mock"}}'
 
 
@@ -128,7 +129,7 @@ class FaultyServer(MockServer):
         self._over()
 
     def _flood(self, form: Form) -> None:
-        self._transport.write(STREAM_HEAD + form.event * FLOOD_EVENTS + b"".join(form.end(FLOOD_EVENTS)))
+        self._transport.write(STREAM_HEAD + _FLOOD_EVENT * _FLOOD_EVENTS + b"".join(form.end(_FLOOD_EVENTS)))
         self._over()
 
 

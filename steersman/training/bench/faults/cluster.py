@@ -21,7 +21,7 @@ from steersman.training.bench.gateway.processes import resident_mib
 from steersman.training.bench.gateway.targets import fleet_of
 
 REPLICAS = 3
-SLOTS = 32  # of a replica: few, so that a slow start shows
+SLOTS = 16  # of a replica: few, so that a slow start shows
 RAMP_S = 3.0
 READ_TIMEOUT_S = 3.0  # a mock is never silent for longer, unless it is told to
 DRAIN_S = 5.0

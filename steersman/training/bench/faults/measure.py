@@ -16,9 +16,9 @@ import uvloop
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
-from steersman.training.bench.faults.asked import Fate, Load
+from steersman.training.bench.faults.asked import Asked, Fate, Load
 from steersman.training.bench.faults.cluster import cluster
-from steersman.training.bench.faults.scenarios import SCENARIOS, Scenario, Stage, openai_client, worst_s
+from steersman.training.bench.faults.scenarios import SCENARIOS, Cut, Scenario, Stage, openai_client, worst_s
 from steersman.training.bench.machine import machine
 
 RATE = 50.0  # requests a second of the steady load
@@ -119,7 +119,10 @@ def _counted(scenario: Scenario, stage: Stage) -> dict[str, Any]:
         a.problem or f"status {a.status} {a.code}" for a, fate in zip(asked, fates, strict=True) if fate is Fate.LOST
     )
     stage.expect(not counts[Fate.LOST], f"lost: {', '.join(f'{n}x {why}' for why, n in reasons.items())}")
-    stage.expect(scenario.may_cut or not counts[Fate.CUT], "answers broke off that had begun")
+    cut = Counter(a.replica for a, fate in zip(asked, fates, strict=True) if fate is Fate.CUT)
+    if scenario.cut is not Cut.ANYWHERE:
+        well = {r: n for r, n in cut.items() if scenario.cut is Cut.NOWHERE or r != stage.broken.name}
+        stage.expect(not well, f"answers broke off that had begun: {well}")
     answered = [a for a, fate in zip(asked, fates, strict=True) if fate is Fate.ANSWERED]
     return {"sent": len(asked), **{str(fate): counts[fate] for fate in _FATES}, "worst_s": worst_s(answered)}
 
@@ -137,7 +140,7 @@ async def _quiet(stage: Stage, descriptors: int) -> None:
     stage.expect(await gateway.total("inflight") == 0, "requests are counted that are over")
 
 
-SOAK_RATE, SAMPLE_S = 150.0, 1.0
+SOAK_RATE, SAMPLE_S, LEAVING = 150.0, 1.0, 10  # LEAVING: clients that leave between two samples
 
 
 async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -153,11 +156,12 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
                 # A fault for two seconds of every ten, on one replica after the other.
                 found.backends[turn % len(found.backends)].show(turns[turn % len(turns)] if now_s % 10 < 2 else "")
                 samples.append((now_s, found.gateway.memory_mib, found.gateway.descriptors))
+                await _leave(load)
                 say(f"soak: {now_s:.0f} s, {samples[-1][1]:.1f} MiB, {samples[-1][2]} descriptors")
                 await asyncio.sleep(SAMPLE_S)
             await load.stop()
             stage = Stage(found, load, seconds)
-            counted = _counted(Scenario("", _nothing), stage)
+            counted = _counted(Scenario("", _nothing, cut=Cut.ANYWHERE), stage)
             return {
                 "name": "soak",
                 **counted,
@@ -167,6 +171,17 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
                 **_slopes(samples),
                 "wrong": stage.wrong,
             }
+
+
+async def _leave(load: Load) -> None:
+    """Some clients come, ask for a stream, and leave in the middle of it."""
+    clients = [await load.connect() for _ in range(LEAVING)]
+    for client in clients:
+        load.all.append(asked := Asked(stream=True))
+        client.ask(asked)
+    await asyncio.sleep(0.1)
+    for client in clients:
+        client.leave()
 
 
 async def _nothing(_: Stage) -> None: ...

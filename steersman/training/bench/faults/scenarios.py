@@ -10,12 +10,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 from steersman.training.bench.faults.asked import EVENTS, Asked, Load, messages
 from steersman.training.bench.faults.backend import FLOOD
 from steersman.training.bench.faults.cluster import DRAIN_S, RAMP_S, Backend, Cluster, Gateway
-from steersman.training.bench.gateway.mock import MODEL
+from steersman.training.bench.gateway.mock import MODEL, gap_prompt
 
 BACK_S = 12.0  # a replica that is well again must be back by then
 QUICK_S = 5.0  # one that answers nobody must be left out by then
@@ -67,13 +68,23 @@ class Stage:
         self.expect(self.back_s is not None, f"the replica was not back within {BACK_S:g} s")
         await asyncio.sleep(RAMP_S)
 
-    def share(self, from_s: float, seconds: float) -> float:
-        """The broken replica's share of the requests asked in a time, from `from_s` of the monotonic clock."""
-        during = [a.replica for a in self.load.all if from_s <= a.asked_s < from_s + seconds and a.replica]
-        return during.count(self.broken.name) / max(1, len(during))
+    def most(self, from_s: float, seconds: float) -> int:
+        """The most requests that the broken replica had at once in a time, from `from_s` of the monotonic clock."""
+        held = [a for a in self.load.all if a.replica == self.broken.name and a.ended_s >= from_s]
+        ends_s = from_s + seconds
+        moments = [from_s, *(a.asked_s for a in held if from_s < a.asked_s < ends_s)]
+        return max(sum(a.asked_s <= at_s < a.ended_s for a in held) for at_s in moments)
 
 
 Play = Callable[[Stage], Awaitable[None]]
+
+
+class Cut(StrEnum):
+    """Where answers that have begun may break off."""
+
+    NOWHERE = "nowhere"
+    BROKEN = "at the broken replica"
+    ANYWHERE = "anywhere"
 
 
 class Scenario(NamedTuple):
@@ -83,7 +94,7 @@ class Scenario(NamedTuple):
     play: Play
     expected: Collection[int] = (200,)  # statuses of an answer
     may_refuse: bool = False  # there is a time when no replica can take a request
-    may_cut: bool = True  # answers that have begun break off
+    cut: Cut = Cut.BROKEN
     openai: bool = False  # requests are sent with that package
 
 
@@ -108,8 +119,8 @@ async def kill(stage: Stage) -> None:
     await stage.mended()
     if stage.back_s is not None:
         over_s = time.monotonic()
-        first, last = stage.share(over_s - RAMP_S, 0.5), stage.share(over_s - 1.0, 1.0)
-        stage.notes.append(f"its share of requests: {first:.0%} in the first half second back, then {last:.0%}")
+        first, last = stage.most(over_s - RAMP_S, 0.5), stage.most(over_s - 1.0, 1.0)
+        stage.notes.append(f"it had {first} requests at most in the first half second back, {last} after {RAMP_S:g} s")
 
 
 async def freeze(stage: Stage) -> None:
@@ -142,22 +153,33 @@ async def all_open(stage: Stage) -> None:
 
 async def terminate(stage: Stage) -> None:
     """SIGTERM for the gateway; a replica is killed while it drains."""
-    began_s = stage.closed_s = time.monotonic()
-    stage.gateway.process.terminate()
+    began_s = _terminate(stage)
     await asyncio.sleep(0.1)
     stage.broken.kill()
+    await _ends(stage, began_s)
+
+
+async def terminate_stuck(stage: Stage) -> None:
+    """SIGTERM for the gateway while a replica is frozen, and a stream needs far too long."""
+    stage.load.send(Asked(stream=True, words=gap_prompt(1e3)))
+    stage.broken.freeze()
+    await asyncio.sleep(0.5)
+    await _ends(stage, _terminate(stage))
+
+
+def _terminate(stage: Stage) -> float:
+    """Returns when, of the monotonic clock."""
+    stage.closed_s = time.monotonic()
+    stage.gateway.process.terminate()
+    return stage.closed_s
+
+
+async def _ends(stage: Stage, began_s: float) -> None:
     ended = await _exit(stage.gateway, DRAIN_S + 5.0)
     took_s = time.monotonic() - began_s
     stage.expect(ended == 0, f"it ended with code {ended}")
     stage.expect(took_s < DRAIN_S + 2.0, f"it took {took_s:.1f} s to end")
     stage.notes.append(f"the gateway ended after {took_s:.1f} s with code {ended}")
-
-
-async def terminate_stuck(stage: Stage) -> None:
-    """SIGTERM for the gateway while a replica answers nobody."""
-    stage.broken.freeze()
-    await asyncio.sleep(0.5)
-    await terminate(stage)
 
 
 async def _exit(gateway: Gateway, most_s: float) -> int | None:
@@ -209,7 +231,7 @@ async def slow_clients(stage: Stage) -> None:
     before_mib = stage.gateway.memory_mib
     clients = []
     for _ in range(SLOW):
-        client = await stage.load.connect()
+        client = await stage.load.connect(buffer_bytes=32 << 10)
         client.transport.pause_reading()
         asked = Asked(stream=True, words=FLOOD)
         stage.load.all.append(asked)
@@ -228,23 +250,29 @@ SCENARIOS: dict[str, Scenario] = {
     "kill-openai": Scenario("the same, asked by the `openai` client", kill, openai=True),
     "freeze": Scenario("a replica is frozen (SIGSTOP), then goes on", freeze),
     "silent": Scenario("a replica takes requests and never answers", shows("silent", 10.0)),
-    "drip": Scenario("a replica answers byte by byte", shows("drip", None), may_cut=False),
-    "reset": Scenario("a replica takes requests, then resets connections", shows("reset"), may_cut=False),
-    "head-only": Scenario("a replica closes after the head of its answer", shows("head-only"), may_cut=False),
+    "drip": Scenario("a replica answers byte by byte", shows("drip", None), cut=Cut.NOWHERE),
+    "reset": Scenario("a replica takes requests, then resets connections", shows("reset"), cut=Cut.NOWHERE),
+    "head-only": Scenario("a replica closes after the head of its answer", shows("head-only"), cut=Cut.NOWHERE),
     "cut": Scenario("a replica closes in the middle of streams", shows("cut")),
     "bad-sse": Scenario("a replica sends events that are none", shows("bad-sse")),
-    "bad-http": Scenario("a replica sends what is no HTTP", shows("bad-http"), may_cut=False),
+    "bad-http": Scenario("a replica sends what is no HTTP", shows("bad-http"), cut=Cut.NOWHERE),
     "no-done": Scenario("a replica's streams end without [DONE]", shows("no-done")),
-    "5xx": Scenario("a replica gives 500 to everything", shows("500"), may_cut=False),
-    "4xx": Scenario("a replica gives 400 to everything", shows("400", None), expected=(200, 400), may_cut=False),
-    "429": Scenario("a replica gives 429 with Retry-After", shows("429"), may_cut=False),
-    "all-5xx": Scenario("all replicas give 500", all_open, expected=(200, 502), may_refuse=True, may_cut=False),
-    "all-down": Scenario("all replicas are killed, then come back", all_down, expected=(200, 502), may_refuse=True),
+    "5xx": Scenario("a replica gives 500 to everything", shows("500"), cut=Cut.NOWHERE),
+    "4xx": Scenario("a replica gives 400 to everything", shows("400", None), expected=(200, 400), cut=Cut.NOWHERE),
+    "429": Scenario("a replica gives 429 with Retry-After", shows("429"), cut=Cut.NOWHERE),
+    "all-5xx": Scenario("all replicas give 500", all_open, expected=(200, 502), may_refuse=True, cut=Cut.NOWHERE),
+    "all-down": Scenario(
+        "all replicas are killed, then come back", all_down, expected=(200, 502), may_refuse=True, cut=Cut.ANYWHERE
+    ),
     "sigterm": Scenario("the gateway gets SIGTERM, then a replica is killed", terminate),
-    "sigterm-stuck": Scenario("the gateway gets SIGTERM while a replica is frozen", terminate_stuck),
-    "gateway-frozen": Scenario("the gateway itself is frozen for seconds", gateway_frozen, may_cut=False),
-    "disconnect": Scenario("hundreds of clients leave in the middle", disconnect, may_cut=False),
-    "slow-clients": Scenario("clients leave megabytes unread", slow_clients, may_cut=False),
+    "sigterm-stuck": Scenario(
+        "the gateway gets SIGTERM while a replica is frozen and a stream takes too long",
+        terminate_stuck,
+        cut=Cut.ANYWHERE,
+    ),
+    "gateway-frozen": Scenario("the gateway itself is frozen for seconds", gateway_frozen, cut=Cut.NOWHERE),
+    "disconnect": Scenario("hundreds of clients leave in the middle", disconnect, cut=Cut.NOWHERE),
+    "slow-clients": Scenario("clients leave megabytes unread", slow_clients, cut=Cut.NOWHERE),
 }
 
 
