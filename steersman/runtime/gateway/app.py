@@ -219,7 +219,7 @@ class Gateway:
             self.limiter.admit(caller.tenant, reserved, self._slots, self.scheduler.now)
         except OverLimit as over:
             self.metrics.limited(self.access.names[caller.tenant], over.limit)
-            self.metrics.over(caller.row, "limited")
+            self.metrics.over(caller.row, "limited", False)
             raise ApiError(
                 429, over.message, code="rate_limit_exceeded", headers=retry_after(over.retry_after_s)
             ) from None
@@ -307,7 +307,9 @@ class Gateway:
         """A replica has answered a request, or broke off."""
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
-        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None)
+        # What a replica rejects (4xx) is the client's doing, and breaks no promise.
+        left = outcome == "rejected"
+        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left)
         self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
         if outcome == "rejected":
             ticket.used = 0
@@ -333,7 +335,7 @@ class Gateway:
         on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
         as the replica tells.
         """
-        self.metrics.over(ticket.request.tenant, outcome)
+        self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
         self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
         if self._journal is not None:
             cached = -1 if cached_tokens is None else cached_tokens
