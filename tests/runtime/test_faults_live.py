@@ -78,7 +78,7 @@ async def test_a_silent_replica_is_not_asked_twice_for_one_request() -> None:
         async with await asking as response:
             assert response.headers["X-Steersman-Replica"] == "r1"
         assert [len(backend.bodies) for backend in s.backends] == [2, 1]
-        assert s.metric("errors_total", replica="r0", kind="connect") == 1
+        assert s.metric("errors_total", replica="r0", kind="broke") == 1
 
 
 async def test_a_gateway_that_stood_still_takes_nobody_for_silent() -> None:
@@ -128,10 +128,47 @@ async def test_all_that_a_dead_replica_held_is_served_and_its_breaker_opens_once
         assert health.status(now + 0.06) is Status.UP
 
 
-async def test_with_every_breaker_open_a_request_is_told_when_to_come_again() -> None:
+async def test_a_replica_that_gives_500_to_what_another_one_answers_is_left_out() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].status = 500
+        for _ in range(3):
+            assert await whole(s) == "r1"
+        assert s.gateway.pool.status(0) is Status.OPEN
+
+
+async def test_a_request_that_every_replica_gives_500_to_takes_none_of_them_out() -> None:
     async with serving(Prefer(0, 1)) as s:
         for backend in s.backends:
             backend.status = 500
+        for _ in range(10):
+            async with s.client.post(PATH, json=BODY) as response:
+                assert response.status == 502
+        assert [s.gateway.pool.status(r) for r in range(2)] == [Status.UP, Status.UP]
+
+
+async def test_a_lone_replica_that_gives_500_is_left_out() -> None:
+    async with serving(Prefer(0), 1) as s:
+        s.backends[0].status = 500
+        for _ in range(3):
+            async with s.client.post(PATH, json=BODY) as response:
+                assert response.status == 502
+        assert s.gateway.pool.status(0) is Status.OPEN
+
+
+async def test_a_request_that_kills_replicas_does_not_kill_them_all() -> None:
+    async with serving(Prefer(0, 1, 2, 3), 4) as s:
+        for backend in s.backends:
+            backend.dies = True
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert response.status == 502
+        assert [len(backend.bodies) for backend in s.backends] == [1, 1, 1, 0]
+        assert s.gateway.inflight == 0
+
+
+async def test_with_every_breaker_open_a_request_is_told_when_to_come_again() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        for backend in s.backends:
+            await backend.stop()
         for _ in range(3):
             async with s.client.post(PATH, json=BODY) as response:
                 assert response.status == 502

@@ -23,6 +23,7 @@ _PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"user-agent")  # of the
 _LATE_S = 2.5  # after the last sweep: this process stood still, and has not read yet what came meanwhile
 _OURS = frozenset((b"content-length", b"x-request-id", b"x-steersman-replica"))
 
+Suspect = tuple[int, float]  # a replica, and when it was sent a request to which it gave 5xx
 Over = Callable[[Ticket, Call, str, Usage | None], None]
 
 
@@ -60,8 +61,13 @@ class Relay:
             found = self._estimates[key] = TokenEstimate()
         return found
 
-    async def serve(self, exchange: Exchange, call: Call, ticket: Ticket, replica: int) -> None:
+    async def serve(
+        self, exchange: Exchange, call: Call, ticket: Ticket, replica: int, suspects: list[Suspect]
+    ) -> None:
         """One attempt on one replica.
+
+        suspects: who gave 5xx to this request. A status may be the request's own fault: they count as failures once
+        another replica has a better answer for it.
 
         Raises:
             AttemptFailed: it failed before the client got a byte.
@@ -76,7 +82,7 @@ class Relay:
         try:
             fresh = False
             while True:
-                attempt = Attempt(self, exchange, call, ticket, loop.create_future())
+                attempt = Attempt(self, exchange, call, ticket, loop.create_future(), suspects)
                 try:
                     await attempt.run(upstream, head, body, fresh)
                     return
@@ -85,12 +91,15 @@ class Relay:
                         # It may have closed an idle connection just as the request went out: once more on a new one.
                         fresh = True
                         continue
-                    raise AttemptFailed("connect", f"{self.pool.names[replica]}: {error}") from None
+                    kind = "broke" if attempt.sent else "connect"
+                    raise AttemptFailed(kind, f"{self.pool.names[replica]}: {error}") from None
         except AttemptFailed as error:
-            if error.busy_s is None:
-                self.pool.failed(replica, sent_s)
-            else:
+            if error.busy_s is not None:
                 self.pool.cool(replica, error.busy_s)
+            elif error.kind == "status":
+                suspects.append((replica, sent_s))
+            else:
+                self.pool.failed(replica, sent_s)
             raise
         finally:
             if assumed is not None:
@@ -164,14 +173,21 @@ class Attempt:
         "_size",
         "_status",
         "_stream",
+        "_suspects",
         "_ticket",
     )
 
     def __init__(
-        self, relay: Relay, exchange: Exchange, call: Call, ticket: Ticket, future: asyncio.Future[None]
+        self,
+        relay: Relay,
+        exchange: Exchange,
+        call: Call,
+        ticket: Ticket,
+        future: asyncio.Future[None],
+        suspects: list[Suspect],
     ) -> None:
         self._relay, self._exchange, self._call, self._ticket = relay, exchange, call, ticket
-        self._future = future
+        self._future, self._suspects = future, suspects
         self._replica = ticket.replica
         self._sent_s = relay.scheduler.now
         self._connection: Connection | None = None
@@ -204,6 +220,11 @@ class Attempt:
             exchange.on_pause = None
             attempts.discard(self)
 
+    @property
+    def sent(self) -> bool:
+        """Whether the replica may have seen the request."""
+        return self._connection is not None
+
     def give_up(self, why: str) -> None:
         """End it, if the client has nothing of it yet, so that another replica may try."""
         if not self._exchange.started:
@@ -218,6 +239,9 @@ class Attempt:
             wait_s = busy_s(headers) if status == 429 else None
             self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", wait_s))
             return
+        for suspect, sent_s in self._suspects:
+            self._relay.pool.failed(suspect, sent_s)
+        self._suspects.clear()
         self._status = status
         lines, stream = [b"x-steersman-replica: " + name.encode() + b"\r\n"], False
         for key, value in headers:
