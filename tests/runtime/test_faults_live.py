@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
@@ -13,6 +14,7 @@ import uvloop
 from backends import STREAM, WHOLE, Prefer, Served, serving
 
 from steersman.runtime.gateway.http.client import Upstream
+from steersman.runtime.gateway.relay import Attempt, AttemptFailed
 from steersman.runtime.replica import Scraped
 from steersman.runtime.replica._health import HealthConfig, Status
 from steersman.runtime.replica._metrics import parse
@@ -200,6 +202,35 @@ def test_figures_that_are_no_numbers_are_no_figures() -> None:
     text = "vllm:num_requests_running NaN\nvllm:num_requests_waiting +Inf\nvllm:kv_cache_usage_perc 0.5\n"
     assert parse(text) is None
     assert parse("vllm:num_requests_running 1\n" + text) == Scraped(1.0, 0.0, 0.5)
+
+
+@pytest.mark.parametrize("status", [500, 429])
+async def test_a_connection_that_is_free_again_is_left_alone(status: int) -> None:
+    class Free:
+        """A connection whose answer comes whole and at once; another request may have it then."""
+
+        aborted = False
+
+        def send(self, head: bytes, body: bytes, attempt: Attempt) -> None:
+            attempt.head(status, [])
+            attempt.end()
+
+        def pause(self, paused: bool) -> None: ...
+
+        def abort(self) -> None:
+            self.aborted = True
+
+        async def connect(self, fresh: bool) -> Free:
+            return self
+
+    async with serving(Prefer(0, 1)) as s:
+        connection, exchange = Free(), SimpleNamespace(on_pause=None, started=False)
+        future = asyncio.get_running_loop().create_future()
+        attempt = Attempt(s.gateway.relay, exchange, None, SimpleNamespace(replica=0), future, [])  # type: ignore[arg-type]
+        with pytest.raises(AttemptFailed):
+            await attempt.run(connection, b"", b"", False)  # type: ignore[arg-type]
+        assert not connection.aborted
+        assert exchange.on_pause is None
 
 
 async def test_hundreds_of_clients_that_leave_leave_nothing_behind() -> None:

@@ -175,6 +175,7 @@ class Attempt:
         "_stream",
         "_suspects",
         "_ticket",
+        "sent",
     )
 
     def __init__(
@@ -190,6 +191,7 @@ class Attempt:
         self._future, self._suspects = future, suspects
         self._replica = ticket.replica
         self._sent_s = relay.scheduler.now
+        self.sent = False  # the replica may have seen it
         self._connection: Connection | None = None
         self._status = 0
         self._lines = b""
@@ -209,6 +211,7 @@ class Attempt:
         exchange = self._exchange
         try:
             connection = self._connection = await upstream.connect(fresh)
+            self.sent = True
             exchange.on_pause = connection.pause
             connection.send(head, body, self)
             await self._future
@@ -219,11 +222,6 @@ class Attempt:
         finally:
             exchange.on_pause = None
             attempts.discard(self)
-
-    @property
-    def sent(self) -> bool:
-        """Whether the replica may have seen the request."""
-        return self._connection is not None
 
     def give_up(self, why: str) -> None:
         """End it, if the client has nothing of it yet, so that another replica may try."""
@@ -284,6 +282,7 @@ class Attempt:
         exchange.write(data)
 
     def end(self) -> None:
+        self._let_go()
         if self._future.done():
             return
         if self._stream:
@@ -304,10 +303,15 @@ class Attempt:
         self._future.set_result(None)
 
     def broke(self, error: Broken) -> None:
+        self._let_go()
         if self._status:
             self._cut(str(error))
         elif not self._future.done():
             self._future.set_exception(error)
+
+    def _let_go(self) -> None:
+        """The connection is free, and may have another request before `run` goes on: nothing here may touch it."""
+        self._connection = self._exchange.on_pause = None
 
     def _cut(self, problem: str) -> None:
         """The answer broke off after its head."""
