@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 import uvloop
 from backends import STREAM, WHOLE, Prefer, Served, serving
 
+from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.client import Upstream
 from steersman.runtime.gateway.relay import Attempt, AttemptFailed
 from steersman.runtime.replica import Scraped
@@ -258,6 +260,16 @@ async def test_hundreds_of_clients_that_leave_leave_nothing_behind() -> None:
             assert np.array_equal(views[name], fresh[name])
         assert s.gateway.limiter.total == 0
         assert not any(s.gateway.relay._attempts)
+
+
+def test_clients_get_no_more_descriptors_than_leave_one_for_their_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, taken: limits.append(taken))
+    clients = room()
+    assert limits[-1] == (4096, 4096)
+    assert clients is not None
+    assert 1500 < clients < 2048
 
 
 def test_a_connection_that_nobody_waits_for_is_forgotten() -> None:
