@@ -17,7 +17,7 @@ from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
 from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
-from steersman.runtime.gateway.relay import AttemptFailed, Relay
+from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
 from steersman.runtime.journal import Journal
@@ -41,6 +41,8 @@ _EVENT_STREAM = b"text/event-stream"
 COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
+# Failures that may be the end of a replica, and how many of them one request may meet.
+_DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
 
 
 class Gateway:
@@ -237,6 +239,8 @@ class Gateway:
     async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
         scheduler = self.scheduler
         tried: list[int] = []
+        suspects: list[Suspect] = []
+        deaths = 0
         failure: AttemptFailed | None = None
         while True:
             decision = await self.decided(exchange.request_id, caller, ticket, tried)
@@ -245,11 +249,11 @@ class Gateway:
                 ticket.used = 0
                 self.ended(ticket, decision.kind if failure is None else "failed")
                 if failure is not None:
-                    raise _all_failed(failure)
+                    raise self._all_failed(failure, suspects)
                 raise self.turned_away(decision, ticket.request)
             scheduler.dispatched(ticket, decision.replica)
             try:
-                await self.relay.serve(exchange, call, ticket, decision.replica)
+                await self.relay.serve(exchange, call, ticket, decision.replica, suspects)
                 return
             except AttemptFailed as error:
                 failure = error
@@ -257,6 +261,12 @@ class Gateway:
                 self.metrics.error(decision.replica, error.kind)
                 self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
+                deaths += error.kind in _DEATHS
+                if deaths >= _MOST_DEATHS:  # it may be what kills them
+                    scheduler.shed(ticket)
+                    ticket.used = 0
+                    self.ended(ticket, "failed")
+                    raise self._all_failed(failure, suspects) from None
             except BaseException:  # the client left, or the deadline came
                 served = scheduler.ended(ticket, ok=False, left=not ticket.late)
                 if served is not None:
@@ -386,6 +396,16 @@ class Gateway:
             503, f"no replica may take this request: {why}", code="no_replica", headers={"Retry-After": "5"}
         )
 
+    def _all_failed(self, failure: AttemptFailed, suspects: list[Suspect]) -> ApiError:
+        """No replica is left to try; `failure` is the last one's."""
+        if len(suspects) == 1:  # of several that gave 5xx to one request, none is to blame
+            self.pool.failed(*suspects[0])
+        if failure.busy_s is not None:
+            return ApiError(
+                429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
+            )
+        return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
+
     # Replicas
 
     def replica_changed(self, replica: int, status: Status) -> None:
@@ -397,11 +417,3 @@ class Gateway:
     def _slots_up(self) -> None:
         table = self.scheduler.replicas
         self._slots = float(table["max_num_seqs"][table["up"] == 1].sum())
-
-
-def _all_failed(failure: AttemptFailed) -> ApiError:
-    if failure.busy_s is not None:
-        return ApiError(
-            429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
-        )
-    return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")

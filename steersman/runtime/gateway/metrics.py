@@ -172,7 +172,10 @@ class Metrics(Collector):
         self._limited.add(tenant, limit)
 
     def error(self, replica: int, kind: str) -> None:
-        """An attempt on a replica failed: `connect`, `status`, `cut` (the answer broke off) or `silent`."""
+        """An attempt on a replica failed.
+
+        kind: connect, broke (before its answer), cut (in its answer), status, busy, or silent.
+        """
         self._errors.add(self._names[replica], kind)
 
     def retried(self, replica: int) -> None:
