@@ -83,6 +83,7 @@ class FakeBackend:
         app = web.Application()
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_post("/v1/embeddings", self.complete)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.show_metrics)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
