@@ -209,7 +209,7 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[5] = v.running
         row[6] = v.waiting
         row[7] = v.kv_use
-        row[8] = max(0.0, now - v.scraped_at_s)
+        row[8] = min(_BIG, max(0.0, now - v.scraped_at_s))  # a gateway may run for months without metrics
         row[9] = matched[r]
         row[10] = uncached
         row[11] = rep.kv_tokens

@@ -15,6 +15,7 @@ from simulated import TENANTS
 from steersman.runtime.fleet import Backend, Fleet
 from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.limits import FairShares
@@ -155,6 +156,7 @@ async def serving(
     tenants: Mapping[str, GatewayTenant] | None = None,
     keys: Keys | None = None,
     fair: FairShares | None = None,
+    audit: Audit | None = None,
     limits: HttpLimits | None = None,
     health: HealthConfig | None = None,
     **options: object,
@@ -169,7 +171,7 @@ async def serving(
     access = Access(fleet, tenants or {n: GatewayTenant(**t.model_dump()) for n, t in TENANTS.items()}, keys)
     slack = {"policy_limit_s": 10.0}  # a busy machine is no reason for a fallback here
     scheduler = Scheduler(fleet, access.rows, policy, Prefer(*range(count)), **slack)  # type: ignore[arg-type]
-    gateway = Gateway(scheduler, pool, access, fair=fair, open_metrics=keys is None)
+    gateway = Gateway(scheduler, pool, access, fair=fair, audit=audit, open_metrics=keys is None)
     server = Server(gateway.handle, limits)
     await server.start(host="127.0.0.1", port=0)
     try:

@@ -1,170 +1,139 @@
-"""The circuit breaker and slow start of a replica, on a clock of the test's own."""
+"""When a replica gets no requests, and how it comes back. Times are by hand, seconds."""
 
 from __future__ import annotations
 
+import asyncio
 import math
+import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from test_scheduler import Clock, Fixed, counts, scheduler
 
+from steersman.runtime.gateway.limits import Bucket
+from steersman.runtime.replica import _pulse
 from steersman.runtime.replica._health import Health, HealthConfig, Status
+from steersman.runtime.replica._pulse import Pulse
+from steersman.runtime.ticket import Kind, LiveRequest
 
-CONFIG = HealthConfig(failures_to_open=3, backoff_s=1.0, backoff_max_s=8.0, ramp_s=10.0)
-
-
-def health(slots: int = 20, config: HealthConfig = CONFIG) -> Health:
-    return Health(config, slots)
+CONFIG = HealthConfig(failures_to_open=3, backoff_s=1.0, ramp_s=10.0)
 
 
-def opened(now: float = 0.0) -> Health:
-    made = health()
-    for _ in range(3):
-        made.failed(now)
-    return made
+def opened(at_s: float = 10.0, failures: int = 3) -> Health:
+    """One whose breaker opened at a time."""
+    health = Health(CONFIG, 100)
+    for _ in range(failures):
+        health.failed(at_s, sent_s=at_s - 1.0)
+    return health
 
 
-def open_s(made: Health, now: float) -> float:
-    """Seconds until the breaker is no longer open."""
-    return next(t / 10 for t in range(10_000) if made.status(now + t / 10) is not Status.OPEN)
+def test_a_few_failures_open_the_breaker() -> None:
+    assert opened(failures=2).status(10.0) is Status.UP
+    assert opened(failures=3).status(10.0) is Status.OPEN
 
 
-def test_it_opens_after_so_many_failures_in_a_row() -> None:
-    made = health()
-    made.failed(0.0)
-    made.failed(1.0)
-    assert made.status(1.0) is Status.UP
-    made.failed(2.0)
-    assert made.status(2.0) is Status.OPEN
+def test_an_answer_between_them_keeps_it_closed() -> None:
+    health = opened(failures=2)
+    health.answered(10.0, sent_s=9.0)
+    health.failed(10.0, sent_s=9.0)
+    assert health.status(10.0) is Status.UP
 
 
-def test_an_answer_starts_the_count_anew() -> None:
-    made = health()
-    for now in range(10):
-        made.failed(now)
-        made.failed(now)
-        made.answered(now)
-    assert made.status(10) is Status.UP
+def test_one_that_fails_every_other_request_is_left_out() -> None:
+    health = Health(CONFIG, 100)
+    for _ in range(5):
+        health.failed(1.0, sent_s=1.0)
+        health.answered(1.0, sent_s=1.0)
+    assert health.status(1.0) is Status.OPEN
 
 
-def test_once_its_backoff_is_over_it_starts_slowly_and_then_is_up() -> None:
-    made = opened()
-    assert made.status(0.9) is Status.OPEN
-    assert made.status(1.0) is Status.RAMPING
-    assert made.status(10.9) is Status.RAMPING
-    assert made.status(11.0) is Status.UP
+def test_one_that_fails_a_request_now_and_then_is_not() -> None:
+    health = Health(CONFIG, 100)
+    for at_s in range(100):
+        health.failed(at_s, sent_s=at_s)
+        for _ in range(4):
+            health.answered(at_s, sent_s=at_s)
+        assert health.status(at_s) is Status.UP
 
 
-def test_one_failure_while_it_starts_slowly_opens_it_again_for_twice_as_long() -> None:
-    made, now, waits = opened(), 0.0, []
-    for _ in range(6):
-        waits.append(open_s(made, now))
-        now += waits[-1] + 0.5
-        assert made.status(now) is Status.RAMPING
-        made.failed(now)
-    assert waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+def test_all_that_one_outage_fails_opens_it_once() -> None:
+    health = opened(failures=64)
+    assert health.status(10.9) is Status.OPEN
+    assert health.status(11.1) is Status.RAMPING
 
 
-def test_requests_that_were_under_way_when_it_opened_do_not_lengthen_its_backoff() -> None:
-    made = opened()
-    for _ in range(100):
-        made.failed(0.5)
-    assert open_s(made, 0.0) == 1.0
+def test_a_late_failure_from_before_the_outage_does_not_open_it_again() -> None:
+    health = opened()
+    health.failed(12.0, sent_s=9.0)
+    assert health.status(12.0) is Status.RAMPING
 
 
-def test_an_answer_to_a_request_from_before_it_opened_does_not_shorten_the_next_backoff() -> None:
-    made = opened()
-    made.failed(1.5)  # half open
-    made.answered(2.0)
-    made.failed(4.0)
-    assert open_s(made, 4.0) == 4.0
+def test_a_failure_while_it_starts_slowly_opens_it_for_twice_as_long() -> None:
+    health = opened()
+    health.failed(12.0, sent_s=11.5)
+    assert health.status(13.9) is Status.OPEN
+    assert health.status(14.1) is Status.RAMPING
 
 
-def test_after_it_was_well_again_the_backoff_is_the_first_one() -> None:
-    made = opened()
-    made.failed(1.5)
-    made.answered(20.0)
-    for _ in range(3):
-        made.failed(30.0)
-    assert open_s(made, 30.0) == 1.0
+def test_a_late_answer_from_before_the_outage_does_not_forgive_it() -> None:
+    health = opened()
+    health.answered(10.5, sent_s=9.0)
+    health.failed(12.0, sent_s=11.5)
+    assert health.status(13.9) is Status.OPEN
 
 
-def test_without_a_slow_start_it_is_up_at_once() -> None:
-    made = health(config=HealthConfig(ramp_s=0.0))
-    for _ in range(3):
-        made.failed(0.0)
-    assert made.status(1.0) is Status.UP
-    assert made.cap(1.0) == math.inf
+def test_a_replica_that_is_back_may_take_more_and_more() -> None:
+    health = opened()
+    caps = [health.cap(at_s) for at_s in (11.0, 13.5, 16.0, 21.0)]
+    assert caps == [1.0, 26.0, 51.0, math.inf]
 
 
-def test_the_cap_grows_from_one_to_its_slots() -> None:
-    made = opened()
-    caps = [made.cap(1.0 + t) for t in range(10)]
-    assert caps == pytest.approx([1.0 + 2.0 * t for t in range(10)])
-    assert made.cap(11.0) == math.inf
+def test_one_that_asks_to_be_left_alone_is_no_failure() -> None:
+    health = Health(CONFIG, 100)
+    health.cool(10.0, 5.0)
+    assert health.status(14.9) is Status.OPEN
+    health.cool(20.0, 5.0)  # no longer than before
+    assert health.status(25.1) is Status.RAMPING
 
 
-def test_cooling_is_no_failure() -> None:
-    made = health()
-    made.failed(0.0)
-    made.failed(0.0)
-    made.cool(0.0, 5.0)
-    assert made.status(4.9) is Status.OPEN
-    assert made.status(5.0) is Status.RAMPING
-    made.failed(6.0)
-    assert open_s(made, 6.0) == 1.0  # its first backoff: cooling was not one
+# Clocks
 
 
-@pytest.mark.parametrize(
-    ("seconds", "status"), [(-5.0, Status.RAMPING), (math.nan, Status.RAMPING), (1e9, Status.OPEN)]
-)
-def test_how_long_it_cools_is_bounded(seconds: float, status: Status) -> None:
-    made = health()
-    made.cool(0.0, seconds)
-    assert made.status(0.0) is status
-    assert made.status(60.0) is not Status.OPEN
+@pytest.mark.parametrize("jump_s", [3600.0, -500.0])
+def test_a_clock_that_jumps_costs_no_count_and_no_decision(jump_s: float) -> None:
+    clock = Clock()
+    s = scheduler(Fixed(2.0, 1.0, 0.0, 0.0), clock=clock)
+    fresh = counts(s)
+    for moment in range(3):  # before the dispatch, before the first token, before the end
+        ticket = s.arrive(LiveRequest(0, 1000, 100))
+        clock.now += jump_s * (moment == 0)
+        decision = s.decide(ticket)
+        assert (decision.kind, decision.fallback) == (Kind.DISPATCH, None)
+        s.dispatched(ticket, decision.replica)
+        clock.now += jump_s * (moment == 1)
+        s.first_token(ticket)
+        s.streamed(ticket, 3)
+        clock.now += jump_s * (moment == 2)
+        assert s.ended(ticket, True, 4) is not None
+    assert counts(s) == fresh
 
 
-def test_it_is_down_while_it_is_not_well_and_then_starts_slowly() -> None:
-    made = health()
-    made.looked(5.0, False)
-    assert made.status(5.0) is Status.DOWN
-    made.looked(6.0, True)
-    assert made.status(6.0) is Status.RAMPING
-    assert made.cap(6.0) == 1.0
-    made.looked(7.0, True)  # well as before: the slow start goes on
-    assert made.cap(8.0) == 5.0
+def test_a_clock_that_jumps_back_gives_no_tenant_more() -> None:
+    bucket = Bucket(60.0, now=1000.0)
+    bucket.take(60.0)
+    assert bucket.wait_s(1.0, 500.0) == pytest.approx(1.0)
+    assert bucket.wait_s(1.0, 501.5) == 0.0
 
 
-def test_being_well_does_not_close_the_breaker_before_its_time() -> None:
-    made = opened()
-    made.looked(0.1, False)
-    made.looked(0.2, True)
-    assert made.status(0.2) is Status.OPEN
-
-
-def test_draining_stands_above_all_else() -> None:
-    made = opened()
-    made.draining = True
-    assert made.status(0.0) is made.status(100.0) is Status.DRAINING
-    made.draining = False
-    assert made.status(0.0) is Status.OPEN
-
-
-EVENTS = st.sampled_from(["failed", "answered", "cool", "well", "unwell"])
-
-
-@given(st.lists(st.tuples(EVENTS, st.floats(0, 5))))
-def test_it_always_comes_back(events: list[tuple[str, float]]) -> None:
-    made, now = health(), 0.0
-    for event, pause_s in events:
-        now += pause_s
-        if event in ("failed", "answered"):
-            getattr(made, event)(now)
-        elif event == "cool":
-            made.cool(now, 3.0)
-        else:
-            made.looked(now, event == "well")
-        assert made.cap(now) >= 1.0
-    made.looked(now, True)
-    assert made.status(now + 60.0 + 10.0) is Status.UP
+async def test_a_loop_that_stood_still_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pulse, "BEAT_S", 0.01)
+    monkeypatch.setattr(_pulse, "STILL_S", 0.1)
+    loop = asyncio.get_running_loop()
+    pulse, began_s = Pulse(), loop.time()
+    try:
+        time.sleep(0.3)
+        async with asyncio.timeout(10):
+            while not pulse.stopped_since(began_s):
+                await asyncio.sleep(0.01)
+        assert not pulse.stopped_since(loop.time())
+    finally:
+        pulse.close()

@@ -8,22 +8,26 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 from steersman.runtime.gateway.access import Access, Caller
+from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
-from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics
+from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
 from steersman.runtime.gateway.relay import AttemptFailed, Relay
+from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
+from steersman.runtime.journal import Journal
+from steersman.runtime.outcomes import Summary
 from steersman.runtime.plugins import nearest
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._stream import Usage
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Decision, Kind, LiveRequest, Ticket
+from steersman.runtime.ticket import Decision, Kind, LiveRequest, Served, Ticket
 
 _WHY = {
     Reason.DOWN: "down",
@@ -34,8 +38,8 @@ _WHY = {
     Reason.BACKUP: "a backup",
 }
 _EVENT_STREAM = b"text/event-stream"
-_COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
-_EMBEDDINGS = b"/v1/embeddings"
+COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
+EMBEDDINGS = b"/v1/embeddings"
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
 
 
@@ -52,6 +56,8 @@ class Gateway:
         access: Access,
         *,
         fair: FairShares | None = None,
+        audit: Audit | None = None,
+        journal: Journal | None = None,
         open_metrics: bool = True,
     ) -> None:
         """open_metrics: /metrics is served here, to anybody."""
@@ -59,12 +65,19 @@ class Gateway:
         self.pool = pool
         self.access = access
         self.metrics = Metrics(scheduler)
+        self.window = Window(scheduler, access.rows)
+        self.last_window: Summary | None = None
         self.inflight = 0
         self.draining = False
+        self._audit, self._journal = audit, journal
+        if journal is not None:
+            self.metrics.add(lambda: of_journal(journal))
+        if audit is not None:
+            self.metrics.add(lambda: of_audit(audit))
         self._open_metrics = open_metrics
         self._idle = asyncio.Event()
         self._idle.set()
-        self.relay = Relay(scheduler, pool, self.metrics, self._over)
+        self.relay = Relay(scheduler, pool, self.metrics, self.over)
         self._models = {name: i for i, name in enumerate(scheduler.fleet.models)}
         tenants = access.tenants
         self.limiter = Limiter(
@@ -94,7 +107,7 @@ class Gateway:
 
     def _route(self, exchange: Exchange) -> Awaitable[None]:
         path, method = exchange.path, exchange.method
-        if path in _COMPLETIONS or path == _EMBEDDINGS:
+        if path in COMPLETIONS or path == EMBEDDINGS:
             if method != b"POST":
                 raise ApiError(405, f"{path.decode()} takes POST", code="method_not_allowed", headers={"Allow": "POST"})
             return self._completions(exchange)
@@ -112,6 +125,9 @@ class Gateway:
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
         self.relay.sweep(now)
+        self.window.sample()
+        if self._audit is not None:
+            self._audit.flush()
 
     # What needs no decision
 
@@ -127,15 +143,28 @@ class Gateway:
         page(exchange)
 
     def _list_models(self, exchange: Exchange) -> None:
-        if self.access.keys is not None:
-            self.access.caller(exchange.headers)
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
-        exchange.respond(200, json.dumps({"object": "list", "data": models}).encode())
+        exchange.respond(200, self.models(exchange.headers))
 
-    def _health(self, exchange: Exchange) -> None:
+    def models(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """What /v1/models answers.
+
+        Raises:
+            ApiError: 401 without a known key, where there are keys.
+        """
+        if self.access.keys is not None:
+            self.access.caller(headers)
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
+        return json.dumps({"object": "list", "data": models}).encode()
+
+    def health(self) -> dict[str, object]:
+        """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
         status = "draining" if self.draining else "ok" if any(up.values()) else "no replica is up"
-        exchange.respond(200 if status == "ok" else 503, json.dumps({"status": status, "replicas": up}).encode())
+        return {"status": status, "replicas": up}
+
+    def _health(self, exchange: Exchange) -> None:
+        health = self.health()
+        exchange.respond(200 if health["status"] == "ok" else 503, json.dumps(health).encode())
 
     def _show_metrics(self, exchange: Exchange) -> None:
         exchange.respond(200, self.metrics.text(), content_type=CONTENT_TYPE.encode())
@@ -143,19 +172,12 @@ class Gateway:
     # Completions and embeddings
 
     async def _completions(self, exchange: Exchange) -> None:
-        if self.draining:
-            raise ApiError(503, "the gateway is shutting down", code="draining", headers={"Retry-After": "5"})
-        caller = self.access.caller(exchange.headers)
-        call = read_call(exchange.body, exchange.path == _EMBEDDINGS)
-        live = self._live_request(caller, call)
-        ticket = self._admit(caller, live)
-        self.inflight += 1
-        self._idle.clear()
+        caller, call, ticket = self.enter(exchange.headers, exchange.path, exchange.body)
         deadline = None
         if caller.deadline_s is not None:
             deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
         try:
-            await self._decide_and_serve(exchange, call, ticket)
+            await self._decide_and_serve(exchange, caller, call, ticket)
         except asyncio.CancelledError:
             if not ticket.late or exchange.started:
                 raise
@@ -165,10 +187,29 @@ class Gateway:
         finally:
             if deadline is not None:
                 deadline.cancel()
-            self.limiter.ended(caller.tenant, ticket.reserved, ticket.used)
-            self.inflight -= 1
-            if not self.inflight:
-                self._idle.set()
+            self.leave(caller, ticket)
+
+    def enter(self, headers: Mapping[bytes, bytes], path: bytes, body: bytes) -> tuple[Caller, Call, Ticket]:
+        """A request comes in: who sends it, what for, and its ticket. `leave` is its counterpart.
+
+        Raises:
+            ApiError: it may not; nothing was counted that stays.
+        """
+        if self.draining:
+            raise ApiError(503, "the gateway is shutting down", code="draining", headers={"Retry-After": "5"})
+        caller = self.access.caller(headers)
+        call = read_call(body, path == EMBEDDINGS)
+        ticket = self._admit(caller, self._live_request(caller, call))
+        self.inflight += 1
+        self._idle.clear()
+        return caller, call, ticket
+
+    def leave(self, caller: Caller, ticket: Ticket) -> None:
+        """A request that came in is over, whatever became of it."""
+        self.limiter.ended(caller.tenant, ticket.reserved, ticket.used)
+        self.inflight -= 1
+        if not self.inflight:
+            self._idle.set()
 
     def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
         ticket = self.scheduler.arrive(live)
@@ -178,7 +219,7 @@ class Gateway:
         except OverLimit as over:
             self.scheduler.shed(ticket)
             self.metrics.limited(self.access.names[caller.tenant], over.limit)
-            self.metrics.over(caller.row, "limited")
+            self.ended(ticket, "limited")
             raise ApiError(
                 429, over.message, code="rate_limit_exceeded", headers=retry_after(over.retry_after_s)
             ) from None
@@ -191,25 +232,19 @@ class Gateway:
             ticket.late = True
             exchange.task.cancel()
 
-    async def _decide_and_serve(self, exchange: Exchange, call: Call, ticket: Ticket) -> None:
-        scheduler, tenant = self.scheduler, ticket.request.tenant
+    async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
+        scheduler = self.scheduler
         tried: list[int] = []
         failure: AttemptFailed | None = None
         while True:
-            decision = scheduler.decide(ticket, tried)
-            kind = decision.kind
-            if failure is None or kind is not Kind.REFUSED:
-                self.metrics.decided(tenant, decision)
-            if kind is Kind.HOLD:
-                await self._held(ticket)
-                continue
-            if kind is not Kind.DISPATCH:
+            decision = await self.decided(exchange.request_id, caller, ticket, tried)
+            if decision.kind is not Kind.DISPATCH:
                 scheduler.shed(ticket)
                 ticket.used = 0
-                self.metrics.over(tenant, kind if failure is None else "failed")
+                self.ended(ticket, decision.kind if failure is None else "failed")
                 if failure is not None:
                     raise _all_failed(failure)
-                raise self._turned_away(decision, ticket.request)
+                raise self.turned_away(decision, ticket.request)
             scheduler.dispatched(ticket, decision.replica)
             try:
                 await self.relay.serve(exchange, call, ticket, decision.replica)
@@ -221,9 +256,39 @@ class Gateway:
                 self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
             except BaseException:  # the client left, or the deadline came
-                if scheduler.ended(ticket, ok=False, left=not ticket.late) is not None:
-                    self.metrics.over(tenant, "late" if ticket.late else "cancelled")
+                served = scheduler.ended(ticket, ok=False, left=not ticket.late)
+                if served is not None:
+                    self.ended(ticket, "late" if ticket.late else "cancelled", served)
                 raise
+
+    async def decided(
+        self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()
+    ) -> Decision:
+        """What to do with a waiting request; while that is to hold it, it waits here, and is decided anew.
+
+        exclude: replicas that it may not go to, as it was tried on them.
+        """
+        while True:
+            decision = self.scheduler.decide(ticket, exclude)
+            kind = decision.kind
+            if self._journal is not None:
+                self._journal.decided(self.scheduler, ticket, decision)
+            if not exclude or kind is not Kind.REFUSED:
+                self.metrics.decided(ticket.request.tenant, decision)
+            if kind is not Kind.HOLD:
+                break
+            await self._held(ticket)
+        if self._audit is not None and caller.regions:
+            self._audit.decided(
+                request_id,
+                self.access.names[caller.tenant],
+                caller.regions,
+                caller.data_class,
+                kind,
+                decision.replica,
+                decision.policy,
+            )
+        return decision
 
     async def _held(self, ticket: Ticket) -> None:
         """Let a request wait until it is to be decided anew."""
@@ -231,17 +296,17 @@ class Gateway:
             await asyncio.sleep(self.scheduler.held(ticket))
         except asyncio.CancelledError:  # the client left, or the deadline came
             ticket.used = 0
-            self.scheduler.given_up(ticket)
-            self.metrics.over(ticket.request.tenant, "late" if ticket.late else "cancelled")
+            attained = self.scheduler.given_up(ticket) and not ticket.late
+            self.ended(ticket, "late" if ticket.late else "cancelled", attained=attained)
             raise
         self.scheduler.resumed(ticket)
 
-    def _over(self, ticket: Ticket, call: Call, outcome: str, usage: Usage | None) -> None:
+    def over(self, ticket: Ticket, call: Call, outcome: str, usage: Usage | None) -> None:
         """A replica has answered a request, or broke off."""
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
         served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None)
-        self.metrics.over(request.tenant, outcome)
+        self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
         if outcome == "rejected":
             ticket.used = 0
         if served is not None and ok:
@@ -250,6 +315,27 @@ class Gateway:
             ticket.used = usage.prompt_tokens + usage.completion_tokens
             if usage.prompt_tokens > 0 and call.exact_tokens is None:
                 self.relay.estimate(request.tenant, request.model).learn(call.prompt_bytes, usage.prompt_tokens)
+
+    def ended(
+        self,
+        ticket: Ticket,
+        outcome: str,
+        served: Served | None = None,
+        *,
+        attained: bool = False,
+        cached_tokens: int | None = None,
+    ) -> None:
+        """A request is over; once for each. It is counted, and goes to the window and the journal.
+
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled, late or limited. served: how it fared
+        on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
+        as the replica tells.
+        """
+        self.metrics.over(ticket.request.tenant, outcome)
+        self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
+        if self._journal is not None:
+            cached = -1 if cached_tokens is None else cached_tokens
+            self._journal.over(ticket, outcome, served, attained=attained, cached_tokens=cached)
 
     def _live_request(self, caller: Caller, call: Call) -> LiveRequest:
         model = -1 if call.model is None else self._models.get(call.model, -2)
@@ -274,7 +360,8 @@ class Gateway:
             caller.regions,
         )
 
-    def _turned_away(self, decision: Decision, live: LiveRequest) -> ApiError:
+    def turned_away(self, decision: Decision, live: LiveRequest) -> ApiError:
+        """The answer to a request that is shed, or that no replica may take."""
         if decision.kind is Kind.SHED:
             return ApiError(
                 503,

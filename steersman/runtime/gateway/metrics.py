@@ -19,6 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from steersman.runtime.gateway.audit import Audit
+from steersman.runtime.journal import Journal
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Decision, Kind, Served
 
@@ -71,6 +73,26 @@ class Histogram:
                 buckets.append(("+Inf" if bound == math.inf else str(float(bound)), total))
             family.add_metric((label,) if self.labels else (), buckets, self._sums[label])
         return family
+
+
+def of_journal(journal: Journal) -> Iterator[Metric]:
+    """What a journal counts."""
+    for name, text, count in (
+        ("written", "Decisions written to the journal", journal.written),
+        ("dropped", "Decisions that the journal had to drop", journal.dropped),
+        ("failures", "Journal files that could not be written", journal.failures),
+    ):
+        family = CounterMetricFamily(f"steersman_journal_{name}", text)
+        family.add_metric((), count)
+        yield family
+    yield GaugeMetricFamily("steersman_journal_bytes", "Size of the journal's files", journal.bytes)
+
+
+def of_audit(audit: Audit) -> Iterator[Metric]:
+    """What an audit log counts."""
+    family = CounterMetricFamily("steersman_audit_failures", "Writes of the audit log that failed and are tried again")
+    family.add_metric((), audit.failed)
+    yield family
 
 
 class Metrics(Collector):

@@ -20,6 +20,7 @@ from steersman.runtime.ticket import Stage, Ticket
 
 _WHOLE_BYTES = 8 << 20  # of an answer that is kept, so that another replica may still be tried, before it is passed on
 _PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"user-agent")  # of the client's headers; never its credentials
+_LATE_S = 2.5  # after the last sweep: this process stood still, and has not read yet what came meanwhile
 _OURS = frozenset((b"content-length", b"x-request-id", b"x-steersman-replica"))
 
 Over = Callable[[Ticket, Call, str, Usage | None], None]
@@ -49,6 +50,7 @@ class Relay:
         self._fixed = [b""] * len(pool.replicas)  # header lines of every request to a replica
         self._attempts: list[set[Attempt]] = [set() for _ in pool.replicas]
         self._estimates: dict[tuple[int, int], TokenEstimate] = {}
+        self._swept_s = 0.0
 
     def estimate(self, tenant: int, model: int) -> TokenEstimate:
         """How prompts of a tenant for a model turn into tokens, learnt from the answers."""
@@ -64,15 +66,9 @@ class Relay:
         Raises:
             AttemptFailed: it failed before the client got a byte.
         """
-        upstream, body = self._upstream(replica), exchange.body
-        served_model = self.pool.replicas[replica].served_model
-        if served_model is not None and served_model != call.model:
-            try:
-                body = orjson.dumps({**orjson.loads(body), "model": served_model})
-            except TypeError:
-                raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+        upstream, body = self._upstream(replica), renamed(exchange.body, call, self.pool.replicas[replica].served_model)
         head = self._head(upstream, exchange, replica, len(body))
-        loop = asyncio.get_running_loop()
+        loop, sent_s = asyncio.get_running_loop(), self.scheduler.now
         assumed = None
         if not call.stream:
             # The first token does not show: it is taken to come when it was predicted.
@@ -92,7 +88,7 @@ class Relay:
                     raise AttemptFailed("connect", f"{self.pool.names[replica]}: {error}") from None
         except AttemptFailed as error:
             if error.busy_s is None:
-                self.pool.failed(replica)
+                self.pool.failed(replica, sent_s)
             else:
                 self.pool.cool(replica, error.busy_s)
             raise
@@ -138,6 +134,9 @@ class Relay:
 
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
+        late, self._swept_s = now - self._swept_s > _LATE_S, now
+        if late:
+            return
         for upstream in self._upstreams:
             if upstream is not None:
                 upstream.sweep(now, self.pool.config.read_timeout_s)
@@ -161,6 +160,7 @@ class Attempt:
         "_parts",
         "_relay",
         "_replica",
+        "_sent_s",
         "_size",
         "_status",
         "_stream",
@@ -173,6 +173,7 @@ class Attempt:
         self._relay, self._exchange, self._call, self._ticket = relay, exchange, call, ticket
         self._future = future
         self._replica = ticket.replica
+        self._sent_s = relay.scheduler.now
         self._connection: Connection | None = None
         self._status = 0
         self._lines = b""
@@ -214,10 +215,9 @@ class Attempt:
     def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         name = self._relay.pool.names[self._replica]
         if status >= 500 or status == 429:
-            busy_s = _seconds(headers) if status == 429 else None
-            self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", busy_s))
+            wait_s = busy_s(headers) if status == 429 else None
+            self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", wait_s))
             return
-        self._relay.pool.answered(self._replica)
         self._status = status
         lines, stream = [b"x-steersman-replica: " + name.encode() + b"\r\n"], False
         for key, value in headers:
@@ -251,6 +251,7 @@ class Attempt:
             scheduler.streamed(ticket, tokens)
         if counter.done and ticket.stage is not Stage.OVER:
             # Before the client has it: one that leaves at [DONE] was served in full.
+            self._relay.pool.answered(self._replica, self._sent_s)
             self._relay.over(ticket, self._call, "done", counter.usage)
         if not exchange.started:
             exchange.start(200, self._lines)
@@ -269,6 +270,7 @@ class Attempt:
         else:
             body = b"".join(self._parts)
             ok = self._status == 200
+            self._relay.pool.answered(self._replica, self._sent_s)  # the head alone is no answer yet
             usage = usage_of(body) if ok else None
             self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage)
             if self._exchange.started:
@@ -292,7 +294,7 @@ class Attempt:
         if not exchange.started:
             self._fail(AttemptFailed("cut", message))
             return
-        relay.pool.failed(self._replica)
+        relay.pool.failed(self._replica, self._sent_s)
         relay.metrics.error(self._replica, "cut")
         relay.over(self._ticket, self._call, "failed", None)
         if self._stream:
@@ -307,7 +309,17 @@ class Attempt:
             self._future.set_exception(error)
 
 
-def _seconds(headers: list[tuple[bytes, bytes]]) -> float:
+def renamed(body: bytes, call: Call, served_model: str | None) -> bytes:
+    """The body for a replica on which the model may have another name."""
+    if served_model is None or served_model == call.model:
+        return body
+    try:
+        return orjson.dumps({**orjson.loads(body), "model": served_model})
+    except TypeError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+
+
+def busy_s(headers: list[tuple[bytes, bytes]]) -> float:
     """What Retry-After says, where it is a number of seconds; else one."""
     for name, value in headers:
         if name == b"retry-after":

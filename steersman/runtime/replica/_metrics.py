@@ -18,7 +18,7 @@ _NAMES = (
 )
 # Hits and queries in tokens, or the ratio of them.
 _HITS, _QUERIES, _HIT_RATE = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", "sglang:cache_hit_rate"
-TIMEOUT = aiohttp.ClientTimeout(total=2.0)
+TIMEOUT = aiohttp.ClientTimeout(total=1.0)  # later figures are no use; whether it lives at all is asked for then
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 

@@ -22,6 +22,8 @@ from steersman.runtime.gateway.errors import ApiError
 _BACKLOG_CONNECTIONS = 1024  # that wait to be accepted: asyncio's 100 would make thousands that come at once try again
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
 _BACKLOG_REQUESTS = 32
+_SWEEP_S = 1.0  # between two looks at who is too slow
+_LATE_S = 2.5  # since the last look: this process stood still, and has not read yet what came meanwhile
 _FLOOD_REQUESTS = 1024  # that came at once: not even the rest of what was read is looked at
 _NAME_LIMIT = 128  # characters of a client's own X-Request-Id
 _CHUNK_BYTES = 24  # of framing that a chunk needs; more of it (extensions, trailers) counts against the head's limit
@@ -198,11 +200,13 @@ class Server:
         return b"%s-%08x" % (self._prefix.encode(), self._ids)
 
     async def _sweep(self) -> None:
+        now = self.loop.time()
         while True:
-            now = self.loop.time()
-            for connection in list(self.connections):
-                connection.check(now)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_SWEEP_S)
+            before, now = now, self.loop.time()
+            if now - before < _LATE_S:
+                for connection in list(self.connections):
+                    connection.check(now)
 
 
 class ServerProtocol(asyncio.Protocol):
@@ -535,7 +539,7 @@ class ServerProtocol(asyncio.Protocol):
         """The server takes no new requests."""
         if self.current is not None:
             self.current.close = True
-        elif self.transport is not None:
+        elif self.transport is not None and self._in_head and not self._head_bytes:  # else a request is coming in
             self.transport.close()
 
     def abort(self) -> None:
