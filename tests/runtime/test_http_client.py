@@ -13,6 +13,7 @@ import pytest
 from certificates import make, needs_openssl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire import scripted
 
 from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
 
@@ -75,7 +76,6 @@ class Server:
     def __init__(self) -> None:
         self.connections = 0
         self.upstream: Upstream
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def ask(self, fresh: bool = False) -> Told:
         told = Told()
@@ -89,32 +89,17 @@ class Server:
 @asynccontextmanager
 async def serving(script: Script, context: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
     server = Server()
-    tasks: set[asyncio.Task[None]] = set()
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
+    async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server.connections += 1
-        try:
-            await script(reader, writer, server.connections)
-        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+        await script(reader, writer, server.connections)
 
-    listener = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
-    scheme = "http" if context is None else "https"
-    server.upstream = Upstream(f"{scheme}://127.0.0.1:{listener.sockets[0].getsockname()[1]}")
-    try:
-        yield server
-    finally:
-        server.upstream.close()
-        listener.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0.01)
+    async with scripted(counted, context) as port:
+        server.upstream = Upstream(f"{'http' if context is None else 'https'}://127.0.0.1:{port}")
+        try:
+            yield server
+        finally:
+            server.upstream.close()
 
 
 async def test_an_answer_is_told_as_it_comes() -> None:

@@ -19,6 +19,7 @@ from pydantic import Field
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.errors import ApiError
 
+_BACKLOG_CONNECTIONS = 1024  # that wait to be accepted: asyncio's 100 would make thousands that come at once try again
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
 _BACKLOG_REQUESTS = 32
 _SWEEP_S = 1.0  # between two looks at who is too slow
@@ -161,7 +162,10 @@ class Server:
 
     async def start(self, **where: Any) -> None:
         """Listen; arguments as those of `loop.create_server`."""
-        self._listener = await self.loop.create_server(lambda: ServerProtocol(self), **where)
+        options: dict[str, Any] = {"backlog": _BACKLOG_CONNECTIONS, **where}
+        if options.get("ssl") is not None:
+            options |= {"ssl_handshake_timeout": self.limits.head_timeout_s, "ssl_shutdown_timeout": _LINGER_S}
+        self._listener = await self.loop.create_server(lambda: ServerProtocol(self), **options)
         self._sweeper = self.loop.create_task(self._sweep())
 
     @property
