@@ -9,13 +9,17 @@ import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from steersman.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from steersman.runtime.admin.client import AdminClient
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +29,10 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
 app.add_typer(bench, name="bench")
+policy_app = typer.Typer(no_args_is_help=True, help="Push policies to a running gateway, and take them back.")
+app.add_typer(policy_app, name="policy")
+replica_app = typer.Typer(no_args_is_help=True, help="Drain a running gateway's replicas.")
+app.add_typer(replica_app, name="replica")
 keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway's tenants.")
 app.add_typer(keys, name="keys")
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
@@ -38,8 +46,23 @@ Policies = Annotated[
     list[str] | None,
     typer.Option("--policy", help="A heuristic (`steersman policies`), `name?key=value`, a run folder or a bundle."),
 ]
+JournalOption = Annotated[
+    Path | None, typer.Option("--journal", help="A gateway's journal: replay what it recorded.", metavar="DIR")
+]
 WorkloadOption = Annotated[str, typer.Option("--workload", help="A workload's name or file.")]
 FleetOption = Annotated[str, typer.Option("--fleet", help="A fleet's name or file.")]
+Admin = Annotated[
+    str, typer.Option("--admin", envvar="STEERSMAN_ADMIN", help="The gateway's admin port.", metavar="URL")
+]
+ADMIN_URL = "http://127.0.0.1:8081"
+
+
+class Place(StrEnum):
+    """What a pushed policy does."""
+
+    CURRENT = "current"
+    SHADOW = "shadow"
+    CANARY = "canary"
 
 
 class Part(StrEnum):
@@ -54,14 +77,19 @@ def train(
     config: Annotated[str, typer.Argument(help="A training file, or the name of a shipped one.")] = "default",
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.", metavar="RUN")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.", metavar="DIR")] = Path("runs"),
+    journal: JournalOption = None,
     traces: Traces = None,
     sets: Sets = None,
 ) -> None:
-    """Train a policy, compare it with the heuristics on held-out episodes, export it."""
+    """Train a policy, compare it with the heuristics on held-out episodes, export it.
+
+    With --journal, on the recorded traffic and fleet; `--set fleet=NAME` takes another one.
+    """
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
     from steersman.training.config import TrainingConfig
     from steersman.training.job import check
+    from steersman.training.recorded import keep_journal, told
     from steersman.training.run import Run
     from steersman.training.train import train as run_training
     from steersman.training.train import worth_deploying
@@ -71,9 +99,15 @@ def train(
         traces = traces or run.traces
     else:
         path = find_config("training", config)
-        settings = validate(TrainingConfig, apply_sets(read_yaml(path), sets or []), str(path))
+        recorded = {} if journal is None else dict.fromkeys(("workload", "fleet"), str(journal))
+        settings = validate(TrainingConfig, apply_sets(read_yaml(path) | recorded, sets or []), str(path))
+        if journal is not None:
+            for sentence in told(journal):
+                console.print(sentence, highlight=False)
         check(settings, traces)
         run = Run.create(runs, settings, path.stem, traces)
+        if journal is not None:
+            run = keep_journal(run, journal)
     try:
         result = run_training(run, console, traces, command=shlex.join(["steersman", *sys.argv[1:]]))
     except KeyboardInterrupt:
@@ -94,8 +128,11 @@ def train(
 @app.command()
 def evaluate(
     policy: Policies = None,
-    workload: WorkloadOption = "default",
-    fleet: FleetOption = "default",
+    workload: Annotated[str | None, typer.Option(help="A workload's name or file; default: `default`.")] = None,
+    fleet: Annotated[
+        str | None, typer.Option(help="A fleet's name or file; default: `default`, or the journal's.")
+    ] = None,
+    journal: JournalOption = None,
     load: Annotated[float, typer.Option(help="Multiplies the workload's rate.", min=0.001)] = 1.0,
     episodes: Annotated[int, typer.Option(help="Episodes, each with a seed of its own.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 3_000_000,
@@ -103,7 +140,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     traces: Traces = None,
 ) -> None:
-    """Compare policies on the same episodes: anything that scores candidates."""
+    """Compare policies on the same episodes: anything that scores candidates.
+
+    With --journal, on a part of the recorded traffic from its beginning to its end, beside what really happened.
+    """
     import json
 
     from steersman.agents.policies import resolve
@@ -113,6 +153,7 @@ def evaluate(
     from steersman.runtime.workload import load_workload
     from steersman.training.evaluate import compare
     from steersman.training.objective import Arena
+    from steersman.training.recorded import Replay
     from steersman.training.report import comparison_json, comparison_table
 
     policies = [
@@ -122,16 +163,32 @@ def evaluate(
     policies = [
         p.with_values(p.values, f"{p.name} #{i}") if names.count(p.name) > 1 else p for i, p in enumerate(policies, 1)
     ]
-    arena = Arena(load_fleet(find_config("fleets", fleet)))
-    source = load_workload(find_config("workloads", workload), traces=traces)
-    requests = [draw(source, arena.fleet, seed + i, load=load, split=split.value) for i in range(episodes)]
+    if journal is not None and workload is not None:
+        raise UserError("--journal is the workload itself; leave out --workload")
+    replayed = None if journal is None else Replay.of(journal, split.value)
+    arena = Arena(load_fleet(find_config("fleets", fleet or journal or "default")))
+    if replayed is not None:
+        requests = [replayed.episode(arena.fleet, load)]
+    else:
+        source = load_workload(find_config("workloads", workload or "default"), traces=traces)
+        requests = [draw(source, arena.fleet, seed + i, load=load, split=split.value) for i in range(episodes)]
     with console.status("playing …") if not as_json else nullcontext():
         comparison = compare(policies, requests, arena, seed)
-    best = max(comparison.summaries, key=lambda s: s.goodput_rps).policy
+    summaries = comparison.summaries
+    best = max(summaries, key=lambda s: s.goodput_rps).policy
+    shown: dict[str, Any] = {}
+    if replayed is not None:
+        summaries.append(replayed.summary())
+        agreement = replayed.agreement(policies, seed)
+        shown = {"journal": replayed.told, "agreement": agreement.plain}
     if as_json:
-        print(json.dumps(comparison_json(comparison.summaries)))
-    else:
-        console.print(comparison_table(comparison.summaries, best, width=console.width))
+        print(json.dumps(comparison_json(summaries) | shown))
+        return
+    for sentence in shown.get("journal", ()):
+        console.print(sentence, highlight=False)
+    console.print(comparison_table(summaries, best, width=console.width))
+    if replayed is not None:
+        console.print(agreement.text, highlight=False)
 
 
 @app.command()
@@ -214,14 +271,21 @@ def serve(
     ext_proc: Annotated[
         bool, typer.Option("--ext-proc", help="Pick endpoints for Envoy, too, on ext_proc.port. [default: 9002]")
     ] = False,
+    journal: Annotated[
+        Path | None, typer.Option(help="Record decisions and outcomes, for train and evaluate.", metavar="DIR")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write what is served under training's names.", metavar="DIR")
+    ] = None,
     sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
-    from steersman.agents.policies import serving
+    from steersman.agents.policies import heuristic, is_path, serving
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
+    from steersman.runtime.deployment.store import PolicyStore
     from steersman.runtime.fleet import load_fleet
-    from steersman.runtime.gateway import GatewayConfig, GatewayTenant
+    from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies
     from steersman.runtime.gateway import serve as run_gateway
     from steersman.runtime.observation import candidates_for
     from steersman.runtime.tenant import Tenant
@@ -233,6 +297,8 @@ def serve(
     values |= {key: value for key, value in given.items() if value is not None}
     if ext_proc:
         values.setdefault("ext_proc", {})
+    if journal is not None:
+        values["journal"] = {**(values.get("journal") or {}), "folder": str(journal)}
     settings = validate(GatewayConfig, apply_sets(values, sets or []), "serve" if path is None else str(path))
     tenants = settings.tenants or {
         name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
@@ -240,10 +306,113 @@ def serve(
     }
     served = load_fleet(find_config("fleets", settings.fleet))
     candidates = candidates_for(len(served.groups))
+    kept_in = None if settings.admin is None else settings.admin.policies
+    store = PolicyStore(kept_in, lambda spec: heuristic(spec).bind(), candidates)
+    bundle = Path(settings.policy) if is_path(settings.policy) else None
+    first = store.prepare_heuristic(settings.policy) if bundle is None else store.prepare_path(bundle)
+    policies = Policies(store, first, bundle)
+    board = None
+    if tensorboard is not None:
+        from steersman.training.live import LiveBoard
+
+        board = LiveBoard(tensorboard)
     code = run_gateway(
-        settings, served, tenants, serving(settings.policy, candidates), serving(settings.fallback, candidates)
+        settings,
+        served,
+        tenants,
+        policies,
+        serving(settings.fallback, candidates),
+        board=board.write if board else None,
     )
+    if board is not None:
+        board.close()
     raise typer.Exit(code)
+
+
+def _admin(url: str) -> AdminClient:
+    from steersman.runtime.admin.client import AdminClient
+
+    return AdminClient(url, os.environ.get("STEERSMAN_ADMIN_KEY"))
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+
+@policy_app.command()
+def push(
+    policy: Annotated[str, typer.Argument(help="A run folder, a bundle, a heuristic, or a version that was pushed.")],
+    place: Annotated[Place, typer.Option("--as", help="Decide all, decide a share, or only look on.")] = Place.CURRENT,
+    share: Annotated[float | None, typer.Option(help="A canary's share of the requests; 0.1 by default.")] = None,
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """Deploy a policy on a running gateway; it is tested there before it takes a request."""
+    _say(_admin(admin).push(policy, place.value, share))
+
+
+@policy_app.command("list")
+def list_policies(admin: Admin = ADMIN_URL) -> None:
+    """List the policies that a gateway has, the last pushed first."""
+    _list(
+        ("version", "deployed as", "pushed (UTC)", "what it is"),
+        [
+            (p["version"], ", ".join(p["places"]), p["pushed"].partition("+")[0], escape(p["summary"] or p["name"]))
+            for p in _admin(admin).policies()
+        ],
+    )
+
+
+@policy_app.command()
+def rollback(admin: Admin = ADMIN_URL) -> None:
+    """Let the policy decide again that did before."""
+    _say(_admin(admin).rollback())
+
+
+@policy_app.command()
+def promote(admin: Admin = ADMIN_URL) -> None:
+    """Let the canary decide all requests."""
+    _say(_admin(admin).promote())
+
+
+@policy_app.command()
+def stop(
+    place: Annotated[Place, typer.Argument(help="shadow or canary.")],
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """End a shadow or a canary."""
+    if place is Place.CURRENT:
+        raise UserError("the current policy cannot be stopped; push another one, or roll back")
+    _say(_admin(admin).stop(place.value))
+
+
+@replica_app.command()
+def drain(name: Annotated[str, typer.Argument(help="The replica.")], admin: Admin = ADMIN_URL) -> None:
+    """Send a replica no new requests; those in flight go on."""
+    _say(_admin(admin).drain(name))
+
+
+@replica_app.command()
+def resume(name: Annotated[str, typer.Argument(help="The replica.")], admin: Admin = ADMIN_URL) -> None:
+    """Send a drained replica requests again."""
+    _say(_admin(admin).resume(name))
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print one page; as where there is no terminal.")] = False,
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """Watch a running gateway: replicas, tenants, decisions, policies."""
+    from steersman.runtime.admin.top import show, show_once
+
+    client = _admin(admin)
+    if once or not console.is_terminal:
+        show_once(console, client.state)
+        return
+    try:
+        show(console, client.state)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 @keys.command()
@@ -258,7 +427,8 @@ def add(
     from steersman.runtime.gateway.keys import add_key
 
     print(add_key(file, name, tenant))
-    console.print(f"only its hash is kept, in {file}; take the entry out there to revoke it", highlight=False)
+    # Beside the key, not after it: KEY=$(steersman keys add …) is what scripts do.
+    print(f"only its hash is kept, in {file}; take the entry out there to revoke it", file=sys.stderr)
 
 
 @app.command()
@@ -328,6 +498,25 @@ def decision(
 
 
 @bench.command()
+def journal(
+    requests: Annotated[int, typer.Option(help="Requests that are journalled.", min=1)] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the decision journal takes: time of a request, CPU of its thread, bytes on disk."""
+    import json
+
+    from steersman.training.bench.journal import bench as measure
+    from steersman.training.bench.show import journal_table
+
+    with console.status("measuring …") if not as_json else nullcontext():
+        figures = measure(requests)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(journal_table(figures), highlight=False)
+
+
+@bench.command()
 def gateway(
     policy: Annotated[
         str | None, typer.Option(help="A run folder, a bundle, or a heuristic; by default random weights.")
@@ -367,6 +556,34 @@ def gateway(
         return
     for table in gateway_tables(figures):
         console.print(table, highlight=False)
+
+
+@bench.command()
+def faults(
+    policy: Annotated[str, typer.Option(help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    only: Annotated[list[str] | None, typer.Option(help="A scenario; all by default.", metavar="NAME")] = None,
+    seconds: Annotated[float, typer.Option(help="That a fault lasts, at least.", min=0.5)] = 3.0,
+    at_once: Annotated[int, typer.Option(help="Scenarios played at the same time.", min=1)] = 3,
+    soak: Annotated[
+        float, typer.Option(help="In place of scenarios: so long a load, with faults by turns.", metavar="SECONDS")
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What becomes of requests when replicas, clients or the gateway itself break. Ends with 1 if any was lost."""
+    import json
+
+    from steersman.training.bench.faults.measure import bench as measure
+    from steersman.training.bench.show import fault_notes, fault_table, soak_table
+
+    with Console(stderr=True).status("starting …") as status:
+        figures = measure(policy, only or (), seconds=seconds, at_once=at_once, soak_s=soak, say=status.update)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(soak_table(figures) if soak else fault_table(figures), highlight=False)
+        for sentence in fault_notes(figures):
+            console.print(sentence, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if any(row["wrong"] for row in [*figures["scenarios"], *figures["soak"]]) else 0)
 
 
 @bench.command()

@@ -14,14 +14,15 @@ ROOTS = (Path(__file__).resolve().parents[2] / "configs", Path("configs"))
 
 
 def find_config(folder: str, name: str | Path) -> Path:
-    """The path that `name` means: a file, or the name of one in `configs/<folder>`.
+    """The path that `name` means: a file, the folder of a journal, or the name of a file in `configs/<folder>`.
 
     Raises:
         UserError: there is neither.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
+    journal = path.is_dir() and any(path.glob("journal-*"))
+    if path.suffix in (".yaml", ".yml") or path.is_file() or journal:
+        if not path.is_file() and not journal:
             raise UserError(f"{path}: no such file")
         return path
     for root in ROOTS:

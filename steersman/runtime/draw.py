@@ -31,6 +31,7 @@ def draw(
         duration_s=duration_s,
         models=fleet.models,
         regions=[zone.region for zone in fleet.zones],
+        zones=fleet.zones,
     )
     _check(requests, fleet)
     return requests

@@ -96,7 +96,7 @@ class ReplicaGroup(Model):
 
     name: str
     count: int = Field(default=1, ge=1, le=1024)
-    profile: str = Field(description="cost profile: a shipped name or a .yaml file")
+    profile: str | CostProfile = Field(description="cost profile: a shipped name, a .yaml file, or its numbers")
     kv_tokens: int = Field(gt=0, description="tokens that the KV cache holds")
     max_model_len: int = Field(default=131072, gt=0)
     max_num_seqs: int = Field(default=256, ge=1)
@@ -131,6 +131,11 @@ class ReplicaGroup(Model):
                 "every running sequence decodes one token per iteration"
             )
         return self
+
+    @property
+    def cost(self) -> CostProfile:
+        """The cost profile. Raises UserError: there is no such profile."""
+        return load_profile(self.profile) if isinstance(self.profile, str) else self.profile
 
 
 class Fault(Model):
@@ -241,7 +246,7 @@ class Fleet(Model):
         """The fleet as a REPLICA array, (replicas,)."""
         table, zones = np.zeros(len(self.groups), REPLICA), self.zones
         for row, group in zip(table, self.groups, strict=True):
-            set_profile(row, load_profile(group.profile))
+            set_profile(row, group.cost)
             for name in _COPIED:
                 row[name] = getattr(group, name)
             row["queue"] = Queue[group.queue.upper()]
@@ -260,7 +265,7 @@ def with_profiles(fleet: Fleet, profiles: Sequence[str]) -> Fleet:
     Raises:
         UserError: there is no such group or profile.
     """
-    chosen = {group.name: group.profile for group in fleet.replicas}
+    chosen: dict[str, str | CostProfile] = {group.name: group.profile for group in fleet.replicas}
     for text in profiles:
         name, equals, profile = text.rpartition("=")
         if equals and name not in chosen:
@@ -283,15 +288,22 @@ def set_profile(row: np.void, profile: CostProfile) -> None:
 
 def read_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
     """As `load_fleet`, but the profiles need not exist yet."""
-    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    path = Path(path)
+    fleet = validate(Fleet, apply_sets(_recorded(path) if path.is_dir() else read_yaml(path), sets or []), str(path))
     duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
     if duplicates:
         raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
     return fleet
 
 
+def _recorded(folder: Path) -> dict[str, Any]:
+    from steersman.runtime.journal.reader import read_journal  # its files hold fleets
+
+    return read_journal(folder).fleet.model_dump(mode="json", exclude_defaults=True)
+
+
 def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
-    """The fleet in a YAML file.
+    """The fleet in a YAML file, or the one that a journal's folder was recorded on.
 
     Raises:
         UserError: with what is wrong, in which key of which file.

@@ -16,27 +16,18 @@ import numpy as np
 
 from steersman.runtime import bookkeeping, router
 from steersman.runtime.bookkeeping import new_bookkeeping
-from steersman.runtime.compiled import njit
+from steersman.runtime.deployment import Deployment, Release
+from steersman.runtime.deployment.deployment import LIMIT_S as POLICY_LIMIT_S
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.guard import Reason
 from steersman.runtime.holding import pause_s
 from steersman.runtime.observation import COLUMN, WIDTH, candidates_for
-from steersman.runtime.policy import Policy, pick
+from steersman.runtime.policy import Policy
 from steersman.runtime.pool import Pool
 from steersman.runtime.tenant import Tenant, tenant_table
-from steersman.runtime.ticket import Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
+from steersman.runtime.ticket import NO_REASONS, Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
 
-POLICY_LIMIT_S = 1e-3
 _TTFT = COLUMN["predicted_ttft"]
-
-
-@njit
-def _choose(scores: np.ndarray, mask: np.ndarray) -> int:
-    """`pick`, or −1 where the score of an allowed candidate is not finite."""
-    for c in range(len(scores)):
-        if mask[c] and not np.isfinite(scores[c]):
-            return -1
-    return int(pick(scores, mask))
 
 
 class Scheduler:
@@ -54,8 +45,8 @@ class Scheduler:
         self,
         fleet: Fleet,
         tenants: Mapping[str, Tenant],
-        policy: Policy | None = None,
-        fallback: Policy | None = None,
+        policy: Policy | Release | None = None,
+        fallback: Policy | Release | None = None,
         *,
         prefix_block_tokens: int = 64,
         candidates: int | None = None,
@@ -64,23 +55,36 @@ class Scheduler:
     ) -> None:
         self.fleet = fleet
         self.tenants = dict(tenants)
-        self.policy = policy
-        self.fallback = fallback
-        self.policy_limit_s = policy_limit_s
         self.replicas = fleet.table()
         self.candidates = candidates_for(len(self.replicas), candidates)
         self.prefix_block_tokens = prefix_block_tokens
         self.rows = np.zeros((self.candidates, WIDTH), np.float32)
         self.mask = np.zeros(self.candidates, np.bool_)
         self.reasons = np.zeros(self.candidates, np.int8)
-        self.fallbacks: Counter[Fallback] = Counter()
         self._matched = np.zeros(len(self.replicas))
         self._table = tenant_table(self.tenants)
         self._promises = [(tenant.slo.ttft_s, tenant.slo.tpot_s) for tenant in self.tenants.values()]
         self._clock = clock
+        self.deployment: Deployment | None = None
         self._caps: dict[int, float] = {}
         self._compile()
         self._start()
+        if policy is not None and fallback is not None:
+            self.deployment = Deployment(policy, fallback, self.rows, self.mask, policy_limit_s)
+
+    @property
+    def policy(self) -> Policy | None:
+        """The current policy."""
+        return None if self.deployment is None else self.deployment.current.policy
+
+    @property
+    def fallback(self) -> Policy | None:
+        return None if self.deployment is None else self.deployment.fallback.policy
+
+    @property
+    def fallbacks(self) -> Mapping[Fallback, int]:
+        """Decisions of the fallback, by reason."""
+        return {} if self.deployment is None else self.deployment.fallbacks
 
     @property
     def now(self) -> float:
@@ -92,12 +96,16 @@ class Scheduler:
 
     # Decisions
 
+    def bounded(self, request: LiveRequest) -> LiveRequest:
+        """The request, where it states no limit on its output with the tenant's mean output so far as one."""
+        if request.max_tokens > 0:
+            return request
+        expected = math.ceil(self.book.tenant_views["output_tokens"][request.tenant])
+        return request._replace(max_tokens=max(1, expected))
+
     def arrive(self, request: LiveRequest) -> Ticket:
-        """A request came in. An unstated limit on its output counts as the tenant's mean output so far."""
-        if request.max_tokens <= 0:
-            expected = math.ceil(self.book.tenant_views["output_tokens"][request.tenant])
-            request = request._replace(max_tokens=max(1, expected))
-        now = self.now
+        """A request came in; it is `bounded`."""
+        request, now = self.bounded(request), self.now
         router.arrive(self._a, now, request.tenant)
         return Ticket(request, now)
 
@@ -155,37 +163,26 @@ class Scheduler:
         """Guard, score, pick. The caller carries it out with `dispatched`, `held` or `shed`."""
         if not self.observe(ticket, exclude):
             masked = Counter(Reason(int(reason)) for reason in self.reasons[: len(self.replicas)])
-            return Decision(Kind.REFUSED, -1, "guard", 0.0, None, masked)
-        if self.policy is None or self.fallback is None:
+            return Decision(Kind.REFUSED, -1, "guard", 0.0, None, masked, version="guard")
+        if self.deployment is None:
             raise RuntimeError("this scheduler has no policy and fallback")
-        started = time.perf_counter()
-        choice, failure = self._score(self.policy)
-        elapsed = time.perf_counter() - started
-        if failure is None and elapsed > self.policy_limit_s:
-            failure = Fallback.SLOW
-        name = self.policy.name
-        if failure is not None:
-            self.fallbacks[failure] += 1
-            name = self.fallback.name
-            choice, broken = self._score(self.fallback)
-            if broken is not None:  # nobody scores: the emptiest replica is never a bad answer
-                inflight = np.where(self.mask[: len(self.replicas)], self.book.views["inflight"], np.inf)
-                name, choice = "least-inflight", int(np.argmin(inflight))
+        choice, policy, version, arm, decision_s, failure, scores = self.deployment.decide(ticket)
+        if choice < 0:  # nobody scores: the emptiest replica is never a bad answer
+            inflight = np.where(self.mask[: len(self.replicas)], self.book.views["inflight"], np.inf)
+            policy = version = "least-inflight"
+            choice = int(np.argmin(inflight))
         if choice < len(self.replicas) and self.mask[choice]:
-            return Decision(Kind.DISPATCH, choice, name, elapsed, failure)
+            return Decision(Kind.DISPATCH, choice, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
         if choice == self.candidates - 2 and self.mask[choice]:
-            return Decision(Kind.HOLD, -1, name, elapsed, failure)
-        return Decision(Kind.SHED, -1, name, elapsed, failure, {}, self._retry_after_s(ticket))
+            return Decision(Kind.HOLD, -1, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
+        retry_after_s = self._retry_after_s(ticket)
+        return Decision(Kind.SHED, -1, policy, decision_s, failure, NO_REASONS, retry_after_s, scores, version, arm)
 
-    def _score(self, policy: Policy) -> tuple[int, Fallback | None]:
-        try:
-            scores = np.asarray(policy.score(self.rows, self.mask), np.float64)
-        except Exception:  # whatever a policy throws, requests go on
-            return -1, Fallback.ERROR
-        if scores.shape != self.mask.shape:
-            return -1, Fallback.SHAPE
-        choice = _choose(np.ascontiguousarray(scores), self.mask)
-        return choice, None if choice >= 0 else Fallback.NOT_FINITE
+    def _over(self, ticket: Ticket, attained: bool, failed: bool) -> None:
+        """A request is over: its policy's deployment counts how it fared."""
+        ticket.stage = Stage.OVER
+        if self.deployment is not None:
+            self.deployment.over(ticket, attained, failed)
 
     def _retry_after_s(self, ticket: Ticket) -> float:
         allowed = self.mask[: len(self.replicas)]
@@ -202,7 +199,7 @@ class Scheduler:
         ticket.matched_tokens = int(self._matched[replica])
         ticket.uncached_tokens = q.prompt_tokens - ticket.matched_tokens
         ticket.predicted_ttft_s = float(self.rows[replica, _TTFT])
-        ticket.replica, ticket.stage = replica, Stage.PREFILLING
+        ticket.replica, ticket.stage, ticket.attempts = replica, Stage.PREFILLING, ticket.attempts + 1
         router.dispatch(
             self._a,
             self.now,
@@ -238,10 +235,10 @@ class Scheduler:
         if ticket.stage is not Stage.HELD:
             return False
         self.resumed(ticket)
-        ticket.stage = Stage.OVER
         waited_s = self.now - ticket.arrived_s if after_s is None else after_s
         attained = bool(waited_s <= self._promises[ticket.request.tenant][0])
         router.settle(self._a, ticket.request.tenant, attained)
+        self._over(ticket, attained, failed=False)
         return attained
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
@@ -289,7 +286,7 @@ class Scheduler:
             ok,
             served.attained,
         )
-        ticket.stage = Stage.OVER
+        self._over(ticket, served.attained, failed=not (ok or left))
         return served
 
     def _fared(self, ticket: Ticket, now: float, ok: bool) -> Served:
@@ -323,8 +320,8 @@ class Scheduler:
     def shed(self, ticket: Ticket) -> None:
         """A waiting request is turned away: shed, or no replica is left for it. It missed its promise."""
         if ticket.stage is Stage.WAITING:
-            ticket.stage = Stage.OVER
             router.settle(self._a, ticket.request.tenant, False)
+            self._over(ticket, attained=False, failed=ticket.attempts > 0)
 
     # Replicas
 
@@ -373,6 +370,3 @@ class Scheduler:
                 self.first_token(ticket)
                 self.streamed(ticket, 1)
             ending(ticket)
-        for policy in (self.policy, self.fallback):
-            if policy is not None:
-                self._score(policy)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from steersman.runtime.guard import Reason
 
+if TYPE_CHECKING:
+    from steersman.runtime.deployment.arm import Arm
+
 NO_KEYS = np.zeros(0, np.int64)
+NO_REASONS: Mapping[Reason, int] = MappingProxyType({})
 
 
 class Fallback(StrEnum):
@@ -22,6 +26,8 @@ class Fallback(StrEnum):
     SHAPE = "shape"  # it gave something else than one score a candidate
     NOT_FINITE = "not-finite"  # NaN or infinite for an allowed candidate
     SLOW = "slow"  # it took longer than its limit
+    RANGE = "out-of-range"  # a feature is NaN or outside the range that the schema declares
+    SCHEMA = "schema"  # the policy was trained on an observation that this version does not know
 
 
 class Kind(StrEnum):
@@ -46,8 +52,7 @@ class LiveRequest(NamedTuple):
     regions: int = 0  # bit mask over the fleet's zones; 0: any
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do with a request."""
 
     kind: Kind
@@ -55,8 +60,11 @@ class Decision:
     policy: str  # the one that decided
     decision_s: float
     fallback: Fallback | None = None
-    reasons: Mapping[Reason, int] = field(default_factory=dict)  # if refused: why, with counts
+    reasons: Mapping[Reason, int] = NO_REASONS  # if refused: why, with counts
     retry_after_s: float = 1.0  # until the best replica may meet the tenant's TTFT again
+    scores: np.ndarray | None = None  # float64 (C,) of the one that decided, to read before the next decision
+    version: str = ""  # of the one that decided
+    arm: str = ""  # whose request it is: "current" or "canary", also where the fallback decided; "" if refused
 
 
 class Served(NamedTuple):
@@ -83,7 +91,9 @@ class Ticket:
     """One request on its way. Its numbers are those that were added to the counts, so that none drifts."""
 
     __slots__ = (
+        "arm",
         "arrived_s",
+        "attempts",
         "first_token_s",
         "holds",
         "last_token_s",
@@ -104,7 +114,9 @@ class Ticket:
         self.request = request
         self.arrived_s = arrived_s
         self.stage = Stage.WAITING
+        self.arm: Arm | None = None  # the deployed policy that it is decided by, once it was decided
         self.holds = 0  # how often it was held
+        self.attempts = 0  # replicas that it was sent to
         self.replica = -1
         self.matched_tokens = 0
         self.uncached_tokens = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -38,9 +38,11 @@ class FakeBackend:
     """A server that answers as told, and remembers what it was asked."""
 
     def __init__(self) -> None:
+        self.answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None  # in place of all below
         self.status = 200
         self.pieces = STREAM
         self.cut = False  # drop the connection after the pieces
+        self.dies = False  # drop it before any answer
         self.hold: asyncio.Event | None = None  # wait for it before the last piece, or a whole answer
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -51,10 +53,16 @@ class FakeBackend:
         self._runner: web.AppRunner | None = None
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
+        if self.answer is not None:
+            return await self.answer(request)
         self.bodies.append(await request.read())
         self.headers.append(request.headers.copy())
         self.asked.set()
         try:
+            if self.dies:
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
             if self.status != 200:
                 return web.json_response({"error": {"message": "no"}}, status=self.status)
             if not json.loads(self.bodies[-1]).get("stream"):
@@ -81,6 +89,7 @@ class FakeBackend:
         app = web.Application()
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_post("/v1/embeddings", self.complete)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.show_metrics)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -126,11 +135,13 @@ def fleet_of(backends: list[FakeBackend], **options: object) -> Fleet:
 class Served:
     """A gateway in front of fake backends, and a client of it."""
 
-    def __init__(self, gateway: Gateway, client: aiohttp.ClientSession, backends: list[FakeBackend], port: int) -> None:
+    def __init__(
+        self, gateway: Gateway, client: aiohttp.ClientSession, backends: list[FakeBackend], server: Server
+    ) -> None:
         self.gateway = gateway
         self.client = client
         self.backends = backends
-        self.port = port
+        self.server, self.port = server, server.port
 
     def metric(self, name: str, **labels: str) -> float:
         value = self.gateway.metrics.registry.get_sample_value(f"steersman_{name}", labels)
@@ -170,7 +181,7 @@ async def serving(
     await server.start(host="127.0.0.1", port=0)
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client:
-            yield Served(gateway, client, backends, server.port)
+            yield Served(gateway, client, backends, server)
     finally:
         await server.stop()
         gateway.relay.close()

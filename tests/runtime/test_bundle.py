@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import ARCHITECTURE, WEIGHTS, export
 from encoded import situations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,29 +25,11 @@ from hypothesis import strategies as st
 from steersman.runtime import archive, manifest
 from steersman.runtime.bundle import load_bundle, load_serving, open_bundle, write_bundle
 from steersman.runtime.errors import UserError
-from steersman.runtime.network import Architecture, parameters, unpack
+from steersman.runtime.network import unpack
 from steersman.runtime.observation import FEATURES, WIDTH
 from steersman.runtime.policy import BoundPolicy, pick
 from steersman.runtime.serving import OnnxPolicy
-from steersman.training.export import export_bundle, onnx_graph
-
-ARCHITECTURE = Architecture(hidden=(8,))
-WEIGHTS = np.random.default_rng(0).normal(size=parameters(ARCHITECTURE)).astype(np.float32).astype(float)
-
-
-def export(path: Path, **changes: Any) -> Path:
-    facts: dict[str, Any] = {
-        "architecture": ARCHITECTURE,
-        "weights": WEIGHTS,
-        "name": "learned",
-        "fleet": {"description": "A fleet."},
-        "workload": {"description": "A workload."},
-        "command": "steersman train",
-        "seeds": {"run": 3},
-        "scorecard": {"policies": [{"policy": "jsed", "goodput_rps": 1.5}], "ratio": float("nan")},
-    }
-    export_bundle(path, **(facts | changes))
-    return path
+from steersman.training.export import onnx_graph
 
 
 @pytest.fixture

@@ -32,7 +32,9 @@ SERVE = """
 import sys
 from steersman.runtime.configs import find_config
 from steersman.runtime.fleet import load_fleet
-from steersman.runtime.gateway import GatewayConfig, GatewayTenant, serve
+from steersman.runtime.admin.config import AdminConfig
+from steersman.runtime.deployment.store import PolicyStore
+from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies, serve
 from steersman.runtime.errors import UserError
 
 class RoundRobin:
@@ -45,7 +47,10 @@ class RoundRobin:
 tenants = {"chat": GatewayTenant(slo={"ttft_s": 5, "tpot_s": 0.2})}
 try:
     fleet, port = load_fleet(sys.argv[1]), int(sys.argv[2])
-    sys.exit(serve(GatewayConfig(port=port), fleet, tenants, RoundRobin("turns"), RoundRobin("fallback")))
+    store = PolicyStore(None, RoundRobin, 4)
+    policies = Policies(store, store.prepare_heuristic("turns"))
+    admin = AdminConfig(port=0)
+    sys.exit(serve(GatewayConfig(port=port, admin=admin), fleet, tenants, policies, RoundRobin("fallback")))
 except UserError as error:
     print(error)
     sys.exit(2)

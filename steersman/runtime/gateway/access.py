@@ -24,6 +24,7 @@ _HEADERS = (
     b"x-steersman-data-class",
 )
 _REMEMBERED = 4096  # callers, so that one who comes again costs one look
+_REMEMBERED_BYTES = 1024  # of a caller's headers; who sends more is read anew each time
 
 
 class GatewayTenant(Tenant):
@@ -87,7 +88,8 @@ class Access:
             known = self._read({name: value.decode("latin-1") for name, value in named if value is not None})
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[given] = known
+            if sum(len(value) for value in given if value is not None) <= _REMEMBERED_BYTES:
+                self._known[given] = known
         return known
 
     def _read(self, given: Mapping[bytes, str]) -> Caller:

@@ -15,16 +15,19 @@ from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
-from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics
+from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
-from steersman.runtime.gateway.relay import AttemptFailed, Relay
+from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
+from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
+from steersman.runtime.journal import Journal
+from steersman.runtime.outcomes import Summary
 from steersman.runtime.plugins import nearest
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._stream import Usage
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Decision, Kind, LiveRequest, Ticket
+from steersman.runtime.ticket import Decision, Kind, LiveRequest, Served, Ticket
 
 _WHY = {
     Reason.DOWN: "down",
@@ -37,6 +40,9 @@ _WHY = {
 _EVENT_STREAM = b"text/event-stream"
 COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
+_NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
+# Failures that may be the end of a replica, and how many of them one request may meet.
+_DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
 
 
 class Gateway:
@@ -53,6 +59,7 @@ class Gateway:
         *,
         fair: FairShares | None = None,
         audit: Audit | None = None,
+        journal: Journal | None = None,
         open_metrics: bool = True,
     ) -> None:
         """open_metrics: /metrics is served here, to anybody."""
@@ -60,9 +67,15 @@ class Gateway:
         self.pool = pool
         self.access = access
         self.metrics = Metrics(scheduler)
+        self.window = Window(scheduler, access.rows)
+        self.last_window: Summary | None = None
         self.inflight = 0
         self.draining = False
-        self._audit = audit
+        self._audit, self._journal = audit, journal
+        if journal is not None:
+            self.metrics.add(lambda: of_journal(journal))
+        if audit is not None:
+            self.metrics.add(lambda: of_audit(audit))
         self._open_metrics = open_metrics
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,6 +128,7 @@ class Gateway:
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
         self.relay.sweep(now)
+        self.window.sample()
         if self._audit is not None:
             self._audit.flush()
 
@@ -145,10 +159,15 @@ class Gateway:
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
         return json.dumps({"object": "list", "data": models}).encode()
 
-    def _health(self, exchange: Exchange) -> None:
+    def health(self) -> dict[str, object]:
+        """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
         status = "draining" if self.draining else "ok" if any(up.values()) else "no replica is up"
-        exchange.respond(200 if status == "ok" else 503, json.dumps({"status": status, "replicas": up}).encode())
+        return {"status": status, "replicas": up}
+
+    def _health(self, exchange: Exchange) -> None:
+        health = self.health()
+        exchange.respond(200 if health["status"] == "ok" else 503, json.dumps(health).encode())
 
     def _show_metrics(self, exchange: Exchange) -> None:
         exchange.respond(200, self.metrics.text(), content_type=CONTENT_TYPE.encode())
@@ -196,17 +215,19 @@ class Gateway:
             self._idle.set()
 
     def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
-        ticket = self.scheduler.arrive(live)
-        ticket.reserved = ticket.request.prompt_tokens + ticket.request.max_tokens
+        """One over a limit is no arrival for the policy, and no broken promise."""
+        live = self.scheduler.bounded(live)
+        reserved = live.prompt_tokens + live.max_tokens
         try:
-            self.limiter.admit(caller.tenant, ticket.reserved, self._slots, self.scheduler.now)
+            self.limiter.admit(caller.tenant, reserved, self._slots, self.scheduler.now)
         except OverLimit as over:
-            self.scheduler.shed(ticket)
             self.metrics.limited(self.access.names[caller.tenant], over.limit)
-            self.metrics.over(caller.row, "limited")
+            self.metrics.over(caller.row, "limited", False)
             raise ApiError(
                 429, over.message, code="rate_limit_exceeded", headers=retry_after(over.retry_after_s)
             ) from None
+        ticket = self.scheduler.arrive(live)
+        ticket.reserved = reserved
         return ticket
 
     @staticmethod
@@ -217,20 +238,23 @@ class Gateway:
             exchange.task.cancel()
 
     async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
-        scheduler, tenant = self.scheduler, ticket.request.tenant
+        scheduler = self.scheduler
         tried: list[int] = []
+        suspects: list[Suspect] = []
+        deaths = 0
         failure: AttemptFailed | None = None
         while True:
             decision = await self.decided(exchange.request_id, caller, ticket, tried)
             if decision.kind is not Kind.DISPATCH:
                 scheduler.shed(ticket)
-                self.metrics.over(tenant, decision.kind if failure is None else "failed")
+                ticket.used = 0
+                self.ended(ticket, decision.kind if failure is None else "failed")
                 if failure is not None:
-                    raise _all_failed(failure)
+                    raise self._all_failed(failure, suspects)
                 raise self.turned_away(decision, ticket.request)
             scheduler.dispatched(ticket, decision.replica)
             try:
-                await self.relay.serve(exchange, call, ticket, decision.replica)
+                await self.relay.serve(exchange, call, ticket, decision.replica, suspects)
                 return
             except AttemptFailed as error:
                 failure = error
@@ -238,9 +262,16 @@ class Gateway:
                 self.metrics.error(decision.replica, error.kind)
                 self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
+                deaths += error.kind in _DEATHS
+                if deaths >= _MOST_DEATHS:  # it may be what kills them
+                    scheduler.shed(ticket)
+                    ticket.used = 0
+                    self.ended(ticket, "failed")
+                    raise self._all_failed(failure, suspects) from None
             except BaseException:  # the client left, or the deadline came
-                if scheduler.ended(ticket, ok=False, left=not ticket.late) is not None:
-                    self.metrics.over(tenant, "late" if ticket.late else "cancelled")
+                served = scheduler.ended(ticket, ok=False, left=not ticket.late)
+                if served is not None:
+                    self.ended(ticket, "late" if ticket.late else "cancelled", served)
                 raise
 
     async def decided(
@@ -253,6 +284,8 @@ class Gateway:
         while True:
             decision = self.scheduler.decide(ticket, exclude)
             kind = decision.kind
+            if self._journal is not None:
+                self._journal.decided(self.scheduler, ticket, decision)
             if not exclude or kind is not Kind.REFUSED:
                 self.metrics.decided(ticket.request.tenant, decision)
             if kind is not Kind.HOLD:
@@ -275,8 +308,9 @@ class Gateway:
         try:
             await asyncio.sleep(self.scheduler.held(ticket))
         except asyncio.CancelledError:  # the client left, or the deadline came
-            self.scheduler.given_up(ticket)
-            self.metrics.over(ticket.request.tenant, "late" if ticket.late else "cancelled")
+            ticket.used = 0
+            attained = self.scheduler.given_up(ticket) and not ticket.late
+            self.ended(ticket, "late" if ticket.late else "cancelled", attained=attained)
             raise
         self.scheduler.resumed(ticket)
 
@@ -284,8 +318,12 @@ class Gateway:
         """A replica has answered a request, or broke off."""
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
-        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None)
-        self.metrics.over(request.tenant, outcome)
+        # What a replica rejects (4xx) is the client's doing, and breaks no promise.
+        left = outcome == "rejected"
+        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left)
+        self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
+        if outcome == "rejected":
+            ticket.used = 0
         if served is not None and ok:
             self.metrics.served(request.tenant, replica, served)
         if usage is not None:
@@ -293,12 +331,34 @@ class Gateway:
             if usage.prompt_tokens > 0 and call.exact_tokens is None:
                 self.relay.estimate(request.tenant, request.model).learn(call.prompt_bytes, usage.prompt_tokens)
 
+    def ended(
+        self,
+        ticket: Ticket,
+        outcome: str,
+        served: Served | None = None,
+        *,
+        attained: bool = False,
+        cached_tokens: int | None = None,
+    ) -> None:
+        """A request is over; once for each. It is counted, and goes to the window and the journal.
+
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled or late. served: how it fared
+        on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
+        as the replica tells.
+        """
+        self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
+        self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
+        if self._journal is not None:
+            cached = -1 if cached_tokens is None else cached_tokens
+            self._journal.over(ticket, outcome, served, attained=attained, cached_tokens=cached)
+
     def _live_request(self, caller: Caller, call: Call) -> LiveRequest:
         model = -1 if call.model is None else self._models.get(call.model, -2)
         if model == -2:
+            asked = str(call.model)[:_NAME_CHARS]
             raise ApiError(
                 404,
-                f"model {call.model!r} is not served here; {nearest(str(call.model), list(self._models))}",
+                f"model {asked!r} is not served here; {nearest(asked, list(self._models))}",
                 code="model_not_found",
                 param="model",
             )
@@ -337,6 +397,16 @@ class Gateway:
             503, f"no replica may take this request: {why}", code="no_replica", headers={"Retry-After": "5"}
         )
 
+    def _all_failed(self, failure: AttemptFailed, suspects: list[Suspect]) -> ApiError:
+        """No replica is left to try; `failure` is the last one's."""
+        if len(suspects) == 1:  # of several that gave 5xx to one request, none is to blame
+            self.pool.failed(*suspects[0])
+        if failure.busy_s is not None:
+            return ApiError(
+                429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
+            )
+        return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
+
     # Replicas
 
     def replica_changed(self, replica: int, status: Status) -> None:
@@ -349,11 +419,3 @@ class Gateway:
     def _slots_up(self) -> None:
         table = self.scheduler.replicas
         self._slots = float(table["max_num_seqs"][table["up"] == 1].sum())
-
-
-def _all_failed(failure: AttemptFailed) -> ApiError:
-    if failure.busy_s is not None:
-        return ApiError(
-            429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
-        )
-    return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.access import GatewayTenant
 from steersman.runtime.gateway.audit import AuditConfig
@@ -13,6 +14,7 @@ from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.gateway.limits import FairShares
 from steersman.runtime.gateway.tls import TlsConfig
+from steersman.runtime.journal.config import JournalConfig
 from steersman.runtime.replica._health import HealthConfig
 
 
@@ -34,7 +36,9 @@ class GatewayConfig(Model):
     health: HealthConfig = HealthConfig()
     fair_shares: FairShares | None = Field(default=None, description="bounds on tenants while the fleet is full")
     audit: AuditConfig | None = Field(default=None, description="where requests with a rule on their data went")
+    journal: JournalConfig | None = Field(default=None, description="where decisions and outcomes are recorded")
     policy_limit_s: float = Field(default=1e-3, gt=0, description="a slower decision is the fallback's")
+    admin: AdminConfig | None = Field(default=None, description="without: on its default port, if that is free")
     drain_s: float = Field(default=30.0, ge=0, description="that requests in flight may take once it is to stop")
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Collection
 from pathlib import Path
@@ -16,6 +17,7 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
 
 PREFIX = "sk-steersman-"
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 class Key(Model):
@@ -23,7 +25,7 @@ class Key(Model):
 
     name: str = Field(description="what it is for")
     tenant: str
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str  # checked where it is read: what stands here by mistake may be the key itself, and is not shown
 
 
 class KeyList(Model):
@@ -67,6 +69,11 @@ class Keys:
     def _read(self) -> dict[str, str]:
         listed = validate(KeyList, read_yaml(self.path), str(self.path))
         for key in listed.keys:
+            if not _HASH.fullmatch(key.sha256):
+                raise UserError(
+                    f"{self.path}: key {key.name!r}: sha256 must be 64 hexadecimal digits, the hash of a key; "
+                    "`steersman keys add` makes both"
+                )
             if key.tenant not in self._tenants:
                 raise UserError(
                     f"{self.path}: key {key.name!r} is of tenant {key.tenant!r}, which there is not; "
@@ -101,7 +108,8 @@ def add_key(path: Path, name: str, tenant: str) -> str:
     listed.keys.append(Key(name=name, tenant=tenant, sha256=digest(secret)))
     part = path.with_name(path.name + ".part")
     try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        part.unlink(missing_ok=True)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
             yaml.safe_dump(listed.model_dump(), file, sort_keys=False)
         os.replace(part, path)  # whole or not at all: a gateway may read it now

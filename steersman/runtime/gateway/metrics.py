@@ -19,6 +19,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from steersman.runtime.gateway.audit import Audit
+from steersman.runtime.journal import Journal
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Decision, Kind, Served
 
@@ -71,6 +73,26 @@ class Histogram:
                 buckets.append(("+Inf" if bound == math.inf else str(float(bound)), total))
             family.add_metric((label,) if self.labels else (), buckets, self._sums[label])
         return family
+
+
+def of_journal(journal: Journal) -> Iterator[Metric]:
+    """What a journal counts."""
+    for name, text, count in (
+        ("written", "Decisions written to the journal", journal.written),
+        ("dropped", "Decisions that the journal had to drop", journal.dropped),
+        ("failures", "Journal files that could not be written", journal.failures),
+    ):
+        family = CounterMetricFamily(f"steersman_journal_{name}", text)
+        family.add_metric((), count)
+        yield family
+    yield GaugeMetricFamily("steersman_journal_bytes", "Size of the journal's files", journal.bytes)
+
+
+def of_audit(audit: Audit) -> Iterator[Metric]:
+    """What an audit log counts."""
+    family = CounterMetricFamily("steersman_audit_failures", "Writes of the audit log that failed and are tried again")
+    family.add_metric((), audit.failed)
+    yield family
 
 
 class Metrics(Collector):
@@ -128,9 +150,12 @@ class Metrics(Collector):
             self._shed.add(self._tenants[tenant], decision.policy)
             self._decisions.add("shed", decision.policy)
 
-    def over(self, tenant: int, outcome: str) -> None:
-        """A request is over: done, shed, refused, failed, rejected (by the replica), cancelled or late."""
-        self._requests.add(self._tenants[tenant], outcome)
+    def over(self, tenant: int, outcome: str, attained: bool) -> None:
+        """A request is over, as `Gateway.ended` tells, or over a limit (limited)."""
+        name = self._tenants[tenant]
+        self._requests.add(name, outcome)
+        if attained:
+            self._attained.add(name)
 
     def served(self, tenant: int, replica: int, served: Served) -> None:
         """A replica answered a request in full."""
@@ -141,15 +166,16 @@ class Metrics(Collector):
                 self._tpot_s.observe(served.tpot_s, name)
         self._e2e_s.observe(served.e2e_s, name)
         self._tokens.add(self._names[replica], by=served.tokens)
-        if served.attained:
-            self._attained.add(name)
 
     def limited(self, tenant: str, limit: str) -> None:
         """A request was turned away because its tenant is over a limit."""
         self._limited.add(tenant, limit)
 
     def error(self, replica: int, kind: str) -> None:
-        """An attempt on a replica failed: `connect`, `status`, `cut` (the answer broke off) or `silent`."""
+        """An attempt on a replica failed.
+
+        kind: connect, broke (before its answer), cut (in its answer), status, busy, or silent.
+        """
         self._errors.add(self._names[replica], kind)
 
     def retried(self, replica: int) -> None:

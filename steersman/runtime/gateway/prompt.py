@@ -94,8 +94,15 @@ def _prompt(prompt: Any) -> tuple[int | None, bytes]:
             return len(prompt), (np.asarray(prompt, np.int64) & 0xFFFFFFFF).astype(np.uint32).tobytes()
         except OverflowError:
             raise ApiError(400, "a token id is out of range", param="prompt") from None
-    text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in _as_list(prompt))
+    text = "\x01".join(p if isinstance(p, str) else _json(p) for p in _as_list(prompt))
     return None, text.encode(errors="surrogatepass")
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -105,7 +112,7 @@ def _as_list(value: Any) -> list[Any]:
 def _canonical(data: dict[str, Any], messages: list[Any]) -> Iterator[bytes]:
     """A chat in the order in which templates write it: tools, then each message's role and content."""
     if data.get("tools"):
-        yield json.dumps(data["tools"]).encode()
+        yield _json(data["tools"]).encode()
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ApiError(400, f"messages[{i}] must be an object", param="messages")
@@ -114,8 +121,9 @@ def _canonical(data: dict[str, Any], messages: list[Any]) -> Iterator[bytes]:
         rest = {k: v for k, v in message.items() if k not in ("role", "content")}
         if rest:
             parts.append(rest)
-        text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in parts)
-        yield f"{message.get('role')}\x01{text}".encode(errors="surrogatepass")
+        text = "\x01".join(p if isinstance(p, str) else _json(p) for p in parts)
+        role = message.get("role")
+        yield f"{role if isinstance(role, str) else _json(role)}\x01{text}".encode(errors="surrogatepass")
 
 
 class TokenEstimate:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Callable
+
+import orjson
 
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
@@ -19,8 +20,10 @@ from steersman.runtime.ticket import Stage, Ticket
 
 _WHOLE_BYTES = 8 << 20  # of an answer that is kept, so that another replica may still be tried, before it is passed on
 _PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"user-agent")  # of the client's headers; never its credentials
+_LATE_S = 2.5  # after the last sweep: this process stood still, and has not read yet what came meanwhile
 _OURS = frozenset((b"content-length", b"x-request-id", b"x-steersman-replica"))
 
+Suspect = tuple[int, float]  # a replica, and when it was sent a request to which it gave 5xx
 Over = Callable[[Ticket, Call, str, Usage | None], None]
 
 
@@ -48,6 +51,7 @@ class Relay:
         self._fixed = [b""] * len(pool.replicas)  # header lines of every request to a replica
         self._attempts: list[set[Attempt]] = [set() for _ in pool.replicas]
         self._estimates: dict[tuple[int, int], TokenEstimate] = {}
+        self._swept_s = 0.0
 
     def estimate(self, tenant: int, model: int) -> TokenEstimate:
         """How prompts of a tenant for a model turn into tokens, learnt from the answers."""
@@ -57,15 +61,20 @@ class Relay:
             found = self._estimates[key] = TokenEstimate()
         return found
 
-    async def serve(self, exchange: Exchange, call: Call, ticket: Ticket, replica: int) -> None:
+    async def serve(
+        self, exchange: Exchange, call: Call, ticket: Ticket, replica: int, suspects: list[Suspect]
+    ) -> None:
         """One attempt on one replica.
+
+        suspects: who gave 5xx to this request. A status may be the request's own fault: they count as failures once
+        another replica has a better answer for it.
 
         Raises:
             AttemptFailed: it failed before the client got a byte.
         """
         upstream, body = self._upstream(replica), renamed(exchange.body, call, self.pool.replicas[replica].served_model)
         head = self._head(upstream, exchange, replica, len(body))
-        loop = asyncio.get_running_loop()
+        loop, sent_s = asyncio.get_running_loop(), self.scheduler.now
         assumed = None
         if not call.stream:
             # The first token does not show: it is taken to come when it was predicted.
@@ -73,7 +82,7 @@ class Relay:
         try:
             fresh = False
             while True:
-                attempt = Attempt(self, exchange, call, ticket, loop.create_future())
+                attempt = Attempt(self, exchange, call, ticket, loop.create_future(), suspects)
                 try:
                     await attempt.run(upstream, head, body, fresh)
                     return
@@ -82,12 +91,15 @@ class Relay:
                         # It may have closed an idle connection just as the request went out: once more on a new one.
                         fresh = True
                         continue
-                    raise AttemptFailed("connect", f"{self.pool.names[replica]}: {error}") from None
+                    kind = "broke" if attempt.sent else "connect"
+                    raise AttemptFailed(kind, f"{self.pool.names[replica]}: {error}") from None
         except AttemptFailed as error:
-            if error.busy_s is None:
-                self.pool.failed(replica)
-            else:
+            if error.busy_s is not None:
                 self.pool.cool(replica, error.busy_s)
+            elif error.kind == "status":
+                suspects.append((replica, sent_s))
+            else:
+                self.pool.failed(replica, sent_s)
             raise
         finally:
             if assumed is not None:
@@ -131,6 +143,9 @@ class Relay:
 
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
+        late, self._swept_s = now - self._swept_s > _LATE_S, now
+        if late:
+            return
         for upstream in self._upstreams:
             if upstream is not None:
                 upstream.sweep(now, self.pool.config.read_timeout_s)
@@ -154,18 +169,29 @@ class Attempt:
         "_parts",
         "_relay",
         "_replica",
+        "_sent_s",
         "_size",
         "_status",
         "_stream",
+        "_suspects",
         "_ticket",
+        "sent",
     )
 
     def __init__(
-        self, relay: Relay, exchange: Exchange, call: Call, ticket: Ticket, future: asyncio.Future[None]
+        self,
+        relay: Relay,
+        exchange: Exchange,
+        call: Call,
+        ticket: Ticket,
+        future: asyncio.Future[None],
+        suspects: list[Suspect],
     ) -> None:
         self._relay, self._exchange, self._call, self._ticket = relay, exchange, call, ticket
-        self._future = future
+        self._future, self._suspects = future, suspects
         self._replica = ticket.replica
+        self._sent_s = relay.scheduler.now
+        self.sent = False  # the replica may have seen it
         self._connection: Connection | None = None
         self._status = 0
         self._lines = b""
@@ -185,6 +211,7 @@ class Attempt:
         exchange = self._exchange
         try:
             connection = self._connection = await upstream.connect(fresh)
+            self.sent = True
             exchange.on_pause = connection.pause
             connection.send(head, body, self)
             await self._future
@@ -210,7 +237,9 @@ class Attempt:
             wait_s = busy_s(headers) if status == 429 else None
             self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", wait_s))
             return
-        self._relay.pool.answered(self._replica)
+        for suspect, sent_s in self._suspects:
+            self._relay.pool.failed(suspect, sent_s)
+        self._suspects.clear()
         self._status = status
         lines, stream = [b"x-steersman-replica: " + name.encode() + b"\r\n"], False
         for key, value in headers:
@@ -244,6 +273,7 @@ class Attempt:
             scheduler.streamed(ticket, tokens)
         if counter.done and ticket.stage is not Stage.OVER:
             # Before the client has it: one that leaves at [DONE] was served in full.
+            self._relay.pool.answered(self._replica, self._sent_s)
             self._relay.over(ticket, self._call, "done", counter.usage)
         if not exchange.started:
             exchange.start(200, self._lines)
@@ -252,6 +282,7 @@ class Attempt:
         exchange.write(data)
 
     def end(self) -> None:
+        self._let_go()
         if self._future.done():
             return
         if self._stream:
@@ -262,6 +293,7 @@ class Attempt:
         else:
             body = b"".join(self._parts)
             ok = self._status == 200
+            self._relay.pool.answered(self._replica, self._sent_s)  # the head alone is no answer yet
             usage = usage_of(body) if ok else None
             self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage)
             if self._exchange.started:
@@ -271,10 +303,15 @@ class Attempt:
         self._future.set_result(None)
 
     def broke(self, error: Broken) -> None:
+        self._let_go()
         if self._status:
             self._cut(str(error))
         elif not self._future.done():
             self._future.set_exception(error)
+
+    def _let_go(self) -> None:
+        """The connection is free, and may have another request before `run` goes on: nothing here may touch it."""
+        self._connection = self._exchange.on_pause = None
 
     def _cut(self, problem: str) -> None:
         """The answer broke off after its head."""
@@ -285,7 +322,7 @@ class Attempt:
         if not exchange.started:
             self._fail(AttemptFailed("cut", message))
             return
-        relay.pool.failed(self._replica)
+        relay.pool.failed(self._replica, self._sent_s)
         relay.metrics.error(self._replica, "cut")
         relay.over(self._ticket, self._call, "failed", None)
         if self._stream:
@@ -304,7 +341,10 @@ def renamed(body: bytes, call: Call, served_model: str | None) -> bytes:
     """The body for a replica on which the model may have another name."""
     if served_model is None or served_model == call.model:
         return body
-    return json.dumps({**json.loads(body), "model": served_model}).encode()
+    try:
+        return orjson.dumps({**orjson.loads(body), "model": served_model})
+    except TypeError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
 
 
 def busy_s(headers: list[tuple[bytes, bytes]]) -> float:

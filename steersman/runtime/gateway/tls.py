@@ -36,9 +36,9 @@ class Tls:
         self._stamp = stamp
         try:
             _context(self._config)  # a pair that does not fit must not touch the one in use
+            _load(self.context, self._config)
         except UserError as error:
             return str(error)
-        self.context.load_cert_chain(self._config.certificate, self._config.key)
         return None
 
     def _now(self) -> tuple[int, ...]:
@@ -56,8 +56,14 @@ class Tls:
 def _context(config: TlsConfig) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load(context, config)
+    return context
+
+
+def _load(context: ssl.SSLContext, config: TlsConfig) -> None:
     try:
-        context.load_cert_chain(config.certificate, config.key)
+        # Without a password given, OpenSSL would ask for that of an encrypted key on the terminal, and wait.
+        context.load_cert_chain(config.certificate, config.key, password=b"")
     except ssl.SSLError as error:
         reason = error.reason or error
         raise UserError(
@@ -65,4 +71,3 @@ def _context(config: TlsConfig) -> ssl.SSLContext:
         ) from None
     except OSError as error:
         raise UserError(f"tls: {error.filename or config.certificate} cannot be read: {error.strerror}") from None
-    return context

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,14 @@ _STATES = {"done": State.DONE, "shed": State.SHED, "cancelled": State.CANCELLED}
 MOST = 100_000  # requests of one window; of more, the first ones count
 
 
+class Gathered(NamedTuple):
+    """A window that is over."""
+
+    rows: list[tuple[float, ...]]
+    usage: np.ndarray  # USAGE (R,)
+    duration_s: float
+
+
 class Window:
     """Gathers what ended since the last `take`. A request belongs to the window in which it ended.
 
@@ -23,18 +32,18 @@ class Window:
     """
 
     def __init__(self, scheduler: Scheduler, tenants: Mapping[str, Tenant]) -> None:
-        self._scheduler, self._tenants = scheduler, dict(tenants)
+        self._scheduler, self._tenants, self._fleet = scheduler, dict(tenants), scheduler.fleet
         self._slots = scheduler.replicas["max_num_seqs"].astype(float)
         self._began_s = self._sampled_s = scheduler.now
         self._rows: list[tuple[float, ...]] = []
         self._usage = np.zeros(len(self._slots), USAGE)
 
     def over(self, ticket: Ticket, outcome: str, served: Served | None, attained: bool, cached: int = 0) -> None:
-        """A request is over. `served` where a replica answered it in full."""
+        """A request is over, as `Gateway.ended` tells."""
         if len(self._rows) >= MOST:
             return
         q = ticket.request
-        ttft, tpot, e2e, tokens = served[:4] if served is not None else (np.nan, np.nan, np.nan, 0)
+        ttft, tpot, e2e, tokens, met = served if served is not None else (np.nan, np.nan, np.nan, 0, attained)
         self._rows.append(
             (
                 ticket.arrived_s,
@@ -45,7 +54,7 @@ class Window:
                 ttft,
                 tpot,
                 e2e,
-                attained,
+                met,
                 cached,
                 ticket.holds,
                 tokens,
@@ -61,16 +70,20 @@ class Window:
         self._usage["sequence_s"] += elapsed * np.minimum(views["inflight"], self._slots)
         self._usage["kv_s"] += elapsed * views["kv_use"]
 
-    def take(self, policy: str) -> Summary | None:
-        """The figures since the last `take`, under the name of the policy in use, and a new window; None: too short."""
+    def take(self) -> Gathered:
+        """What has gathered since the last `take`, and a new window."""
         self.sample()
-        duration_s = self._scheduler.now - self._began_s
+        now = self._scheduler.now
+        gathered = Gathered(self._rows, self._usage, now - self._began_s)
+        self._rows, self._usage, self._began_s = [], np.zeros_like(self._usage), now
+        return gathered
+
+    def summary(self, gathered: Gathered, policy: str) -> Summary | None:
+        """Its figures, under the name of the policy in use; None where no time has passed. Fit for another thread."""
+        rows, usage, duration_s = gathered
         if duration_s <= 0.0:
             return None
-        rows, self._rows = sorted(self._rows), []
-        usage, self._usage = self._usage, np.zeros_like(self._usage)
-        self._began_s += duration_s
-        columns = np.array(rows, float).reshape(len(rows), 12).T
+        columns = np.array(sorted(rows), float).reshape(len(rows), 12).T
         table = np.zeros(len(rows), REQUEST)
         table["arrival_s"], table["tenant"], table["prompt_tokens"] = columns[:3]
         replica = columns[4].astype(np.int32)
@@ -88,5 +101,4 @@ class Window:
         )
         requests = Requests(table, np.zeros(0, np.int64), 1, self._tenants, duration_s)
         episode = Episode(requests, outcomes, usage, duration_s)
-        fleet = self._scheduler.fleet
-        return summarise(policy, [episode], fleet.names, self._slots, fleet.price_per_hour)
+        return summarise(policy, [episode], self._fleet.names, self._slots, self._fleet.price_per_hour)

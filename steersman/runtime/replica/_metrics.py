@@ -18,7 +18,7 @@ _NAMES = (
 )
 # Hits and queries in tokens, or the ratio of them.
 _HITS, _QUERIES, _HIT_RATE = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", "sglang:cache_hit_rate"
-TIMEOUT = aiohttp.ClientTimeout(total=2.0)
+TIMEOUT = aiohttp.ClientTimeout(total=1.0)  # later figures are no use; whether it lives at all is asked for then
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 
@@ -34,8 +34,9 @@ def parse(text: str) -> Scraped | None:
                 value = float(line.rpartition("}")[2].split()[0 if "}" in line else 1])
             except (ValueError, IndexError):
                 continue
-            sums[name] += value
-            counts[name] += 1
+            if 0.0 <= value < math.inf:
+                sums[name] += value
+                counts[name] += 1
     for running, waiting, use in _NAMES:
         if running in sums:
             return Scraped(sums[running], sums[waiting], sums[use] / max(1, counts[use]), _hit_rate(sums, counts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 
@@ -15,7 +16,10 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, ReplicaGroup
 from steersman.runtime.replica import KIND, Replica
 from steersman.runtime.replica._health import Health, HealthConfig, Status
+from steersman.runtime.replica._pulse import Pulse
 from steersman.runtime.scheduler import Scheduler
+
+_log = logging.getLogger("steersman.pool")
 
 
 def open_replica(name: str, group: ReplicaGroup) -> Replica:
@@ -48,6 +52,7 @@ class Pool:
         self._status = [Status.UP] * len(self.replicas)
         self._session: aiohttp.ClientSession | None = None
         self._watches: list[asyncio.Task[None]] = []
+        self._pulse: Pulse | None = None
         self._recheck = [asyncio.Event() for _ in self.replicas]
         self._scheduler: Scheduler | None = None
 
@@ -91,23 +96,42 @@ class Pool:
     def watch(self, scheduler: Scheduler) -> None:
         """Keep `scheduler` told of each replica's metrics and health until `unwatch`."""
         self.attach(scheduler)
+        self._pulse = Pulse()
         self._watches = [asyncio.create_task(self._watch(i, scheduler)) for i in range(len(self.replicas))]
 
     async def _watch(self, index: int, scheduler: Scheduler) -> None:
-        replica, health = self.replicas[index], self.health[index]
+        health, loop = self.health[index], asyncio.get_running_loop()
+        assert self._pulse is not None
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.config.scrape_s if health.healthy else self.config.recheck_s):
                     await self._recheck[index].wait()
             self._recheck[index].clear()
-            figures = await replica.scrape(self.session) if health.healthy else None
-            if figures is not None:
-                scheduler.scraped(index, figures.running, figures.waiting, figures.kv_use)
-                self.prefix_hit_rate[index] = figures.prefix_hit_rate
-            # An engine without known metrics, or whose breaker is open, is asked for its health instead.
-            suspect = figures is None or health.status(scheduler.now) is Status.OPEN
-            health.looked(scheduler.now, not suspect or await replica.healthy(self.session))
+            began_s = loop.time()
+            well = await self._look(index, scheduler)
+            while not well and self._pulse.stopped_since(began_s):  # it may have answered: look again
+                began_s = loop.time()
+                well = await self._look(index, scheduler)
+            health.looked(scheduler.now, well)
             self._apply(index)
+
+    async def _look(self, index: int, scheduler: Scheduler) -> bool:
+        """Read a replica's metrics, and say whether it is well."""
+        try:
+            return await self._read(index, scheduler)
+        except Exception:  # of a backend's own code: whatever it is, the watch goes on
+            _log.exception("replica %s could not be asked how it is", self.names[index])
+            return False
+
+    async def _read(self, index: int, scheduler: Scheduler) -> bool:
+        replica, health = self.replicas[index], self.health[index]
+        figures = await replica.scrape(self.session) if health.healthy else None
+        if figures is not None:
+            scheduler.scraped(index, figures.running, figures.waiting, figures.kv_use)
+            self.prefix_hit_rate[index] = figures.prefix_hit_rate
+        # An engine without known metrics, or whose breaker is open, is asked for its health instead.
+        suspect = figures is None or health.status(scheduler.now) is Status.OPEN
+        return not suspect or await replica.healthy(self.session)
 
     def _apply(self, index: int) -> None:
         """Tell the scheduler how a replica is now."""
@@ -126,10 +150,10 @@ class Pool:
         """How a replica is, as the scheduler was told last."""
         return self._status[index]
 
-    def failed(self, index: int) -> None:
-        """An attempt on a replica failed. After a few in a row it gets no requests for a while."""
+    def failed(self, index: int, sent_s: float) -> None:
+        """An attempt on a replica failed, sent at `sent_s`. After a few in a row it gets no requests for a while."""
         if self._scheduler is not None:
-            self.health[index].failed(self._scheduler.now)
+            self.health[index].failed(self._scheduler.now, sent_s)
             self._apply(index)
             self._recheck[index].set()
 
@@ -139,10 +163,10 @@ class Pool:
             self.health[index].cool(self._scheduler.now, seconds)
             self._apply(index)
 
-    def answered(self, index: int) -> None:
-        """A replica began to answer a request."""
+    def answered(self, index: int, sent_s: float) -> None:
+        """A replica answered, in full, a request sent at `sent_s`."""
         if self._scheduler is not None:
-            self.health[index].answered(self._scheduler.now)
+            self.health[index].answered(self._scheduler.now, sent_s)
 
     def drain(self, index: int, draining: bool) -> None:
         """Send no new requests to a replica, or send them again."""
@@ -155,6 +179,9 @@ class Pool:
         for task in watches:
             task.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
 
     async def stop(self) -> None:
         """Stop all that is ours. Safe at any time, and more than once."""

@@ -45,10 +45,25 @@ def decision_table(figures: dict[str, Any]) -> Table:
         ("the policy: scores through ONNX Runtime, and pick", ""),
         ("the same with its compiled form", "compiled_"),
         ("observation and guard", "observe_"),
+        ("checks, choice and counts", "beside_"),
         ("all of a decision", "decide_"),
     ):
         cells = [f"{figures[prefix + name][size]:.1f}" for size in sizes for name in ("p50_us", "p99_us")]
         table.add_row(text, *cells)
+    return table
+
+
+def journal_table(figures: dict[str, Any]) -> Table:
+    """The figures of `journal.bench` for a terminal."""
+    title = f"{figures['machine']}; {figures['replicas']} replicas, {figures['decisions']:,} decisions"
+    table = _table(title, ("journal", "P50 µs", "P99 µs"))
+    table.min_width = len(title)
+    for name, text in (("decided", "a decision, where it is made"), ("over", "the end of a request, there")):
+        table.add_row(text, f"{figures[f'{name}_p50_us']:.2f}", f"{figures[f'{name}_p99_us']:.2f}")
+    table.add_row("both, mean of a request", f"{figures['per_request_us']:.2f}")
+    table.add_row("packing and writing, CPU of a thread, a decision", f"{figures['writing_cpu_us_per_decision']:.2f}")
+    table.add_row("bytes on disk, a decision", f"{figures['bytes_per_decision']:.0f}")
+    table.add_row("dropped", f"{figures['dropped']}")
     return table
 
 
@@ -93,6 +108,70 @@ def gateway_tables(figures: dict[str, Any]) -> list[Table]:
         sizes = [f"{r[f'rss_{when}_mib']:.0f}" for when in ("before", "first", "last", "after")]
         memory.add_row(r["name"], f"{r['held_streams']:,}", f"{r['held_errors']}", *sizes)
     return [speed, memory]
+
+
+def fault_table(figures: dict[str, Any]) -> Table:
+    """The figures of `faults.measure.bench` for a terminal."""
+    title = (
+        f"{figures['machine']}; {figures['policy']}; {figures['rate']:g} requests/s; faults of {figures['seconds']:g} s"
+    )
+    columns = (
+        "scenario",
+        "sent",
+        "answered",
+        "retried",
+        "refused",
+        "cut",
+        "left",
+        "lost",
+        "worst s",
+        "out s",
+        "back s",
+    )
+    table = _table(title, (*columns, "MiB", "descriptors", ""))
+    for r in figures["scenarios"]:
+        table.add_row(
+            r["name"],
+            *(f"{r[key]:,}" for key in ("sent", "answered")),
+            _known(r["retried"], ",.0f"),
+            *(f"{r[key]:,}" for key in ("refused", "cut", "left", "lost")),
+            f"{r['worst_s']:.2f}",
+            _known(r["out_s"], ".2f"),
+            _known(r["back_s"], ".2f"),
+            f"{r['memory_before_mib']:.0f} → {_known(r['memory_after_mib'], '.0f')}",
+            f"{r['descriptors_before']} → {_known(r['descriptors_after'], '.0f')}",
+            "WRONG" if r["wrong"] else "",
+        )
+    return table
+
+
+def soak_table(figures: dict[str, Any]) -> Table:
+    """The figures of a soak for a terminal."""
+    table = _table(f"{figures['machine']}; {figures['policy']}", ("what", "figure"))
+    for r in figures["soak"]:
+        table.add_row("requests", f"{r['sent']:,} in {r['seconds']:g} s, {r['sent'] / r['seconds']:.0f} a second")
+        for key in ("answered", "retried", "refused", "cut", "lost"):
+            table.add_row(key, f"{r[key]:,.0f}")
+        table.add_row("longest answer (s)", f"{r['worst_s']:.2f}")
+        table.add_row("memory in the second half (MiB)", f"{r['memory_first_mib']:.1f} → {r['memory_last_mib']:.1f}")
+        table.add_row("its slope (MiB an hour)", f"{r['memory_slope_mib_per_hour']:+.1f}")
+        table.add_row("descriptors in the second half", f"{r['descriptors_first']:.0f} → {r['descriptors_last']:.0f}")
+        table.add_row("their slope (an hour)", f"{r['descriptors_slope_per_hour']:+.1f}")
+        table.add_row("requests counted as in flight at the end", f"{r['inflight_after']:.0f}")
+    return table
+
+
+def fault_notes(figures: dict[str, Any]) -> list[str]:
+    """What else was seen, what was not as it should be, and what was not played, a sentence each."""
+    rows = [*figures["scenarios"], *figures["soak"]]
+    notes = [f"{r['name']}: {note}" for r in figures["scenarios"] for note in r["notes"]]
+    wrong = [f"WRONG in {r['name']}: {what}" for r in rows for what in r["wrong"]]
+    skipped = [f"{name} was not played: the package openai is not installed" for name in figures["skipped"]]
+    return [*notes, *wrong, *skipped]
+
+
+def _known(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:

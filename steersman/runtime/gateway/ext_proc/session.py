@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
+
+import numpy as np
 
 from steersman.runtime.gateway.access import Caller
 from steersman.runtime.gateway.app import COMPLETIONS, EMBEDDINGS, Gateway
@@ -16,7 +18,7 @@ from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
 from steersman.runtime.gateway.prompt import Call
 from steersman.runtime.gateway.relay import busy_s, renamed
 from steersman.runtime.replica._stream import EventCounter, Usage, usage_of
-from steersman.runtime.ticket import Kind, Stage, Ticket
+from steersman.runtime.ticket import Decision, Kind, Stage, Ticket
 
 DESTINATION = "x-gateway-destination-endpoint"
 _SUBSET_NAMESPACE, _SUBSET = "envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset"
@@ -105,6 +107,7 @@ class Session:
         "_refusing",
         "_request_mode",
         "_response_mode",
+        "_sent_s",
         "_size",
         "_status",
         "_stream",
@@ -134,6 +137,7 @@ class Session:
         self._refusing: asyncio.Task[None] | None = None
         self.refused = False  # the answers to the last part end the request
         self._given_up = False  # it was ended from here in between, and nothing more counts
+        self._sent_s = 0.0
         self._answered = False  # a response has begun
         self._status = 0
         self._stream = False
@@ -237,8 +241,7 @@ class Session:
         finally:
             self._task = None
         if decision.kind is not Kind.DISPATCH:
-            scheduler.shed(ticket)
-            gateway.metrics.over(ticket.request.tenant, decision.kind)
+            self._turned_away(decision.kind)
             error = gateway.turned_away(decision, ticket.request)
             if decision.kind is Kind.SHED:
                 error.status = 429  # what the endpoint picker protocol wants for a request that is dropped
@@ -250,12 +253,13 @@ class Session:
                     headers=error.headers,
                 )
             raise error
-        replica = decision.replica
+        replica, chosen = decision.replica, self._ranked(decision)
         scheduler.dispatched(ticket, replica)
+        self._sent_s = scheduler.now
         if not call.stream or self._response_mode == messages.NONE:
             # The first token does not show: it is taken to come when it was predicted.
             self._assumed = loop.call_later(ticket.predicted_ttft_s, scheduler.first_token, ticket, True)
-        endpoints = self._endpoints(replica, exclude)
+        endpoints = self._endpoints(chosen)
         sent = renamed(body, call, gateway.pool.replicas[replica].served_model)
         if self._request_mode == messages.FULL_DUPLEX_STREAMED:
             return [picker.picked(part, replica, endpoints), *_given_back("request_body", sent, ends)]
@@ -275,21 +279,40 @@ class Session:
         count = len(self._picker.gateway.pool.replicas)
         return [replica for replica in range(count) if endpoints.of(replica) not in self._subset]
 
-    def _endpoints(self, replica: int, exclude: Collection[int]) -> str:
-        """The replica's endpoint and, as many as are wanted, those of the next best."""
-        ticket, picker = self._ticket, self._picker
+    def _turned_away(self, outcome: str) -> None:
+        """A waiting request is over."""
+        ticket, gateway = self._ticket, self._picker.gateway
         assert ticket is not None
-        chosen = [replica]
-        while len(chosen) <= picker.fallbacks:
-            further = picker.gateway.scheduler.decide(ticket, [*exclude, *chosen])
-            if further.kind is not Kind.DISPATCH:
-                break
-            chosen.append(further.replica)
-        found = [picker.endpoints.of(one) for one in chosen]
+        gateway.scheduler.shed(ticket)
+        ticket.used = 0
+        gateway.ended(ticket, outcome)
+
+    def _ranked(self, decision: Decision) -> list[int]:
+        """The replica that was chosen and, as many as are wanted, the next best by the same scores."""
+        wanted, scheduler = self._picker.fallbacks, self._picker.gateway.scheduler
+        if not wanted or decision.scores is None:
+            return [decision.replica]
+        scores = np.where(scheduler.mask, decision.scores, -np.inf)
+        count = len(scheduler.replicas)
+        better = scores[:count] > scores[count:].max()  # than to hold it, or to shed it
+        order = [int(r) for r in np.argsort(-scores[:count], kind="stable") if better[r] and r != decision.replica]
+        return [decision.replica, *order[:wanted]]
+
+    def _endpoints(self, replicas: Sequence[int]) -> str:
+        """The endpoints of replicas, the first of which has the request.
+
+        Raises:
+            ApiError: that one's is not known.
+        """
+        picker, ticket = self._picker, self._ticket
+        assert ticket is not None
+        found = [picker.endpoints.of(replica) for replica in replicas]
         if found[0] is None:
+            picker.gateway.scheduler.withdrawn(ticket)
+            self._turned_away("failed")
             raise ApiError(
                 503,
-                f"{picker.gateway.pool.names[replica]}: its address is not known now",
+                f"{picker.gateway.pool.names[replicas[0]]}: its address is not known now",
                 code="no_replica",
                 headers={"Retry-After": "5"},
             )
@@ -310,11 +333,10 @@ class Session:
             if self._status == 429:
                 gateway.pool.cool(replica, busy_s(list(headers.items())))
             else:
-                gateway.pool.failed(replica)
+                gateway.pool.failed(replica, self._sent_s)
             gateway.metrics.error(replica, "busy" if self._status == 429 else "status")
             self._over("failed")
             return self._picker.named(replica)
-        gateway.pool.answered(replica)
         if self._response_mode != messages.NONE and self._status == 200:
             self._stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
         if message.response_headers.end_of_stream:
@@ -351,7 +373,7 @@ class Session:
             return
         gateway, first = picker.gateway, ticket.replica
         for replica in picker.endpoints.at(endpoint):
-            gateway.pool.failed(first)
+            gateway.pool.failed(first, self._sent_s)
             gateway.metrics.error(first, "connect")
             gateway.metrics.retried(first)
             gateway.scheduler.withdrawn(ticket)
@@ -366,7 +388,7 @@ class Session:
             return
         if self._stream:  # it ended before [DONE]
             gateway = self._picker.gateway
-            gateway.pool.failed(ticket.replica)
+            gateway.pool.failed(ticket.replica, self._sent_s)
             gateway.metrics.error(ticket.replica, "cut")
             self._over("failed")
         else:
@@ -375,11 +397,14 @@ class Session:
     def _over(self, outcome: str) -> None:
         assert self._ticket is not None
         assert self._call is not None
+        gateway = self._picker.gateway
+        if outcome in ("done", "rejected"):
+            gateway.pool.answered(self._ticket.replica, self._sent_s)
         usage = self._counter.usage
         if not self._stream and outcome == "done":
             usage = self._expected() if self._response_mode == messages.NONE else usage_of(b"".join(self._parts))
         self._parts.clear()
-        self._picker.gateway.over(self._ticket, self._call, outcome, usage)
+        gateway.over(self._ticket, self._call, outcome, usage)
 
     def _expected(self) -> Usage:
         """What an answer that is not shown counts as: its tenant's mean, which thereby stays what it is."""
@@ -440,9 +465,10 @@ class Session:
         if ticket.stage in (Stage.PREFILLING, Stage.DECODING):
             if self._answered and self._response_mode == messages.NONE:
                 self._ended()  # its body is not shown: nothing says that it broke off
-            elif gateway.scheduler.ended(ticket, ok=False, left=True) is not None:
-                gateway.metrics.over(ticket.request.tenant, "cancelled")
-        gateway.scheduler.shed(ticket)  # if it still waits
+            elif (served := gateway.scheduler.ended(ticket, ok=False, left=True)) is not None:
+                gateway.ended(ticket, "cancelled", served)
+        elif ticket.stage is Stage.WAITING:
+            self._turned_away("failed")
         gateway.leave(caller, ticket)
 
 

@@ -82,19 +82,30 @@ class Upstream:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
-        loop = asyncio.get_running_loop()
+        made = Connection(self)
         try:
             async with asyncio.timeout(self.connect_timeout_s):
-                _, made = await loop.create_connection(
-                    lambda: Connection(self), self.host, self.port, ssl=self._ssl, server_hostname=None
-                )
+                await self._make(made)
         except TimeoutError:
             raise Broken("no connection in time") from None
+        except ssl.SSLCertVerificationError as error:
+            raise Broken(f"no secure connection: {error.verify_message}") from None
         except ssl.SSLError as error:
             raise Broken(f"no secure connection: {error.reason or error}") from None
         except OSError:
             raise Broken("no connection") from None
         return made
+
+    async def _make(self, connection: Connection) -> None:
+        try:
+            await connection.loop.create_connection(
+                lambda: connection, self.host, self.port, ssl=self._ssl, server_hostname=None
+            )
+        except BaseException:
+            # uvloop closes a connection that nobody waits for any more, but tells its protocol nothing.
+            connection.abort()
+            self.open.discard(connection)
+            raise
 
     def release(self, connection: Connection) -> None:
         """A connection whose answer ended may carry another request."""
@@ -180,6 +191,8 @@ class Connection(asyncio.Protocol):
 
     def pause(self, paused: bool) -> None:
         """Read no further while the client cannot keep up."""
+        if paused and self._receiver is None:  # its answer has ended: it belongs to the next request
+            return
         if self.transport is not None and not self.transport.is_closing():
             self.last_byte_s = self.loop.time()
             self._paused = paused
@@ -208,7 +221,7 @@ class Connection(asyncio.Protocol):
         if exc is None and self._parser is not None and self._status and self._until_close:
             self._end()  # a body without a stated length ends with its connection
         else:
-            self._broke("the connection broke")
+            self._broke("the connection broke", stale=self._used and not self._head_bytes)
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
@@ -229,6 +242,10 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     # From the parser
+
+    def on_message_begin(self) -> None:
+        if self._parser is None:
+            raise Broken("it sent more than its answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._status:  # else a trailer
@@ -270,7 +287,7 @@ class Connection(asyncio.Protocol):
         if receiver is not None:
             receiver.end()
 
-    def _broke(self, message: str) -> None:
+    def _broke(self, message: str, stale: bool = False) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
-            receiver.broke(Broken(message, stale=self._used and not self._head_bytes))
+            receiver.broke(Broken(message, stale))

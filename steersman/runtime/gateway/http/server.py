@@ -19,9 +19,16 @@ from pydantic import Field
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.errors import ApiError
 
+_BACKLOG_CONNECTIONS = 1024  # that wait to be accepted: asyncio's 100 would make thousands that come at once try again
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
 _BACKLOG_REQUESTS = 32
+_SWEEP_S = 1.0  # between two looks at who is too slow
+_LATE_S = 2.5  # since the last look: this process stood still, and has not read yet what came meanwhile
+_FLOOD_REQUESTS = 1024  # that came at once: not even the rest of what was read is looked at
 _NAME_LIMIT = 128  # characters of a client's own X-Request-Id
+_CHUNK_BYTES = 24  # of framing that a chunk needs; more of it (extensions, trailers) counts against the head's limit
+_LINGER_S = 2.0  # that what a refused client still sends is read and dropped, so that it can read why
+_REFUSED_CONNECTIONS = 1000  # over the limit that are told so; the others are only closed
 _REASONS = {int(s): s.phrase for s in http.HTTPStatus}
 _JSON = b"application/json"
 _log = logging.getLogger("steersman.gateway")
@@ -79,7 +86,8 @@ class Exchange:
         """A whole answer. `headers` are further lines, each with its end."""
         if content_type:
             headers += b"content-type: " + content_type + b"\r\n"
-        self.protocol.put(self._head(status, headers, len(body)) + body)
+        head = self._head(status, headers, len(body))
+        self.protocol.put(head if self.method == b"HEAD" else head + body)
         self.done = True
 
     def start(self, status: int, headers: bytes, length: int | None = None) -> None:
@@ -154,7 +162,10 @@ class Server:
 
     async def start(self, **where: Any) -> None:
         """Listen; arguments as those of `loop.create_server`."""
-        self._listener = await self.loop.create_server(lambda: ServerProtocol(self), **where)
+        options: dict[str, Any] = {"backlog": _BACKLOG_CONNECTIONS, **where}
+        if options.get("ssl") is not None:
+            options |= {"ssl_handshake_timeout": self.limits.head_timeout_s, "ssl_shutdown_timeout": _LINGER_S}
+        self._listener = await self.loop.create_server(lambda: ServerProtocol(self), **options)
         self._sweeper = self.loop.create_task(self._sweep())
 
     @property
@@ -189,19 +200,24 @@ class Server:
         return b"%s-%08x" % (self._prefix.encode(), self._ids)
 
     async def _sweep(self) -> None:
+        now = self.loop.time()
         while True:
-            now = self.loop.time()
-            for connection in list(self.connections):
-                connection.check(now)
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(_SWEEP_S)
+            before, now = now, self.loop.time()
+            if now - before < _LATE_S:
+                for connection in list(self.connections):
+                    connection.check(now)
 
 
 class ServerProtocol(asyncio.Protocol):
     """One connection of a client."""
 
     __slots__ = (
+        "_ahead_bytes",
         "_body",
         "_body_bytes",
+        "_chunks",
+        "_continue",
         "_fields",
         "_head_bytes",
         "_headers",
@@ -210,9 +226,11 @@ class ServerProtocol(asyncio.Protocol):
         "_parser",
         "_queue",
         "_reading",
+        "_refusal",
         "_refused",
         "_since",
         "_stalled_at",
+        "_tail_bytes",
         "_target",
         "chunked",
         "current",
@@ -233,15 +251,18 @@ class ServerProtocol(asyncio.Protocol):
         self._since = 0.0  # when the connection fell idle, or its request began to come in, or its head was over
         self._stalled_at = 0.0  # when the client stopped reading; 0: it reads
         self._reading = True
-        self._refused = False  # an error was answered to what cannot be parsed: nothing more is read
+        self._ahead_bytes = 0  # that came while a request was being answered
+        self._refused = False  # something cannot be handled: nothing more is read
+        self._refusal: ApiError | None = None  # that is still to be answered
         self._clear()
 
     def _clear(self) -> None:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._fields = self._head_bytes = self._body_bytes = 0
+        self._fields = self._head_bytes = self._body_bytes = self._tail_bytes = self._chunks = 0
         self._body: list[bytes] = []
         self._in_head = True
+        self._continue = False  # the client waits for leave to send the body
 
     # From the transport
 
@@ -249,7 +270,10 @@ class ServerProtocol(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         self._since = self.server.loop.time()
         self.server.connections.add(self)
-        if len(self.server.connections) > self._limits.connections:
+        surplus = len(self.server.connections) - self._limits.connections
+        if surplus > _REFUSED_CONNECTIONS:
+            self.abort()
+        elif surplus > 0:
             self._refuse(503, "too many connections are open; try again later", retry=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -272,7 +296,9 @@ class ServerProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._stalled_at = 0.0
-        if self.current is not None and self.current.on_pause is not None:
+        if self.current is None:
+            self._next()
+        elif self.current.on_pause is not None:
             self.current.on_pause(False)
 
     @property
@@ -285,12 +311,17 @@ class ServerProtocol(asyncio.Protocol):
             return
         if self._in_head:
             self._head_bytes += len(data)
+        else:
+            self._tail_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except _Refusal as refusal:
-            self._refuse(*refusal.args)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400, "the connection cannot be upgraded or tunnelled here")
+        except (
+            httptools.HttpParserUpgrade
+        ):  # the request itself was read: it is answered as if it asked for nothing else
+            self._refused = True
+            asked = self._queue[-1][0] if self._queue else self.current
+            if asked is not None:
+                asked.close = True
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, _Refusal):
@@ -300,14 +331,19 @@ class ServerProtocol(asyncio.Protocol):
         else:
             if self._in_head and self._head_bytes > self._limits.head_bytes:
                 self._refuse(431, f"the head is larger than {self._limits.head_bytes} bytes")
-            elif self.current is not None and (self._queue or self._head_bytes + self._body_bytes > _BACKLOG_BYTES):
-                self._pause_reading()
+            elif self._tail_bytes - self._body_bytes > self._limits.head_bytes + self._chunks * _CHUNK_BYTES:
+                self._refuse(431, f"chunk extensions and trailers are larger than {self._limits.head_bytes} bytes")
+            elif self._queue or self.current is not None:
+                # No sooner: while nothing is read, a client that leaves is not noticed.
+                self._ahead_bytes += len(data)
+                if self._ahead_bytes > _BACKLOG_BYTES or len(self._queue) > _BACKLOG_REQUESTS:
+                    self._pause_reading()
 
     # From the parser
 
     def on_message_begin(self) -> None:
-        if len(self._queue) >= _BACKLOG_REQUESTS:
-            raise _Refusal(400, f"more than {_BACKLOG_REQUESTS} requests were sent ahead of their answers")
+        if len(self._queue) >= _FLOOD_REQUESTS:
+            raise _Refusal(400, f"more than {_FLOOD_REQUESTS} requests were sent ahead of their answers")
         self._since = self.server.loop.time()
         self._head_bytes = self._head_bytes or 1
 
@@ -316,8 +352,6 @@ class ServerProtocol(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:  # a trailer: nothing that it says counts here
-            self.on_body(b"")
-            self._body_bytes += len(name) + len(value)
             return
         name = name.lower()
         self._fields += 1
@@ -343,21 +377,30 @@ class ServerProtocol(asyncio.Protocol):
             raise _Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
         if version == "1.1" and b"host" not in headers:
             raise _Refusal(400, "the header Host is missing")
-        if version == "1.0" and b"transfer-encoding" in headers:
-            raise _Refusal(400, "HTTP/1.0 knows no Transfer-Encoding")
+        if (coding := headers.get(b"transfer-encoding")) is not None:
+            if version == "1.0":
+                raise _Refusal(400, "HTTP/1.0 knows no Transfer-Encoding")
+            if coding.lower() != b"chunked":
+                raise _Refusal(501, "of Transfer-Encoding, only chunked is known here")
         if not self._target.startswith(b"/"):
             raise _Refusal(400, "the request's target must be a path")
         length = headers.get(b"content-length")
         if length is not None and int(length) > limits.body_bytes:
             raise _Refusal(413, f"the body is larger than {limits.body_bytes} bytes")
+        if self._parser.should_upgrade() and (length or coding):  # its body would be read as the other protocol's
+            raise _Refusal(400, "the connection cannot be upgraded here; send the request without Upgrade")
         if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
             raise _Refusal(415, "compressed bodies are not read here; send the body as it is")
         self._since = self.server.loop.time()
-        if b"expect" in headers:
+        if b"expect" in headers and version == "1.1":
             if headers[b"expect"].lower() != b"100-continue":
                 raise _Refusal(417, "of Expect, only 100-continue is known here")
-            if self.current is None:
-                self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._continue = True
+            if self.current is None and not self._queue:
+                self._go_on()
+
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -373,7 +416,7 @@ class ServerProtocol(asyncio.Protocol):
         exchange.close = not parser.should_keep_alive()
         old = parser.get_http_version() == "1.0"
         self._clear()
-        if self.current is None:
+        if self.current is None and not self._queue and not self._stalled_at:
             self._begin(exchange, old)
         else:
             self._queue.append((exchange, old))
@@ -404,17 +447,33 @@ class ServerProtocol(asyncio.Protocol):
             return
         if not exchange.done:  # it broke off: the client must not take it for whole
             transport.abort()
-        elif exchange.close or self._refused:
+        elif exchange.close:
             transport.close()
-        elif self._queue:
-            self._begin(*self._queue.popleft())
         else:
-            self._since = self.server.loop.time()
+            self._next()
+
+    def _next(self) -> None:
+        """What follows the last answer, once the client has read most of that."""
+        transport = self.transport
+        if transport is None or self._stalled_at:
+            return
+        if self._queue:
+            self._begin(*self._queue.popleft())
+        elif self._refused:
+            self._send_refusal()
+        elif self.server.closing:
+            transport.close()
+        else:
+            self._since, self._ahead_bytes = self.server.loop.time(), 0
+            if self._continue:
+                self._go_on()
             if not self._reading:
                 self._reading = True
                 transport.resume_reading()
-            if self.server.closing:
-                transport.close()
+
+    def _go_on(self) -> None:
+        self._continue = False
+        self.put(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def put(self, data: bytes) -> None:
         """Bytes to the client."""
@@ -427,20 +486,31 @@ class ServerProtocol(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _refuse(self, status: int, message: str, retry: bool = False) -> None:
-        """Answer what is not a request that can be handled, and end the connection after what was asked before."""
+        """Answer what is not a request that can be handled, after what was asked before, and end the connection."""
         self._refused = True
         self.server.rejected[status] = self.server.rejected.get(status, 0) + 1
+        self._refusal = ApiError(status, message, code="bad_request", headers={"Retry-After": "5"} if retry else None)
         self._clear()
+        if self.current is None:
+            self._next()
+
+    def _send_refusal(self) -> None:
+        error, self._refusal = self._refusal, None
         transport = self.transport
-        if transport is None:
-            return
-        if self.current is not None:  # its own answer comes first; then the connection ends
-            self._queue.clear()
+        if error is None or transport is None:
             return
         exchange = Exchange(self, b"", b"", {})
         exchange.close, self.old = True, False
-        exchange.fail(ApiError(status, message, code="bad_request", headers={"Retry-After": "5"} if retry else None))
-        transport.close()
+        exchange.fail(error)
+        if not transport.can_write_eof():  # TLS
+            transport.close()
+            return
+        # Closing with bytes unread resets the connection, and the client may lose the answer.
+        transport.write_eof()
+        self._since = self.server.loop.time()
+        if not self._reading:
+            self._reading = True
+            transport.resume_reading()
 
     # Time
 
@@ -451,8 +521,11 @@ class ServerProtocol(asyncio.Protocol):
             return
         if self._stalled_at and now - self._stalled_at > limits.write_timeout_s:
             transport.abort()
-        elif self.current is not None or self._refused:
+        elif self.current is not None or self._queue or self._refusal is not None:
             return
+        elif self._refused:
+            if now - self._since > _LINGER_S:
+                transport.abort()
         elif not self._in_head:
             if now - self._since > limits.body_timeout_s:
                 self._refuse(408, "the body did not come in time")
@@ -466,7 +539,7 @@ class ServerProtocol(asyncio.Protocol):
         """The server takes no new requests."""
         if self.current is not None:
             self.current.close = True
-        elif self.transport is not None:
+        elif self.transport is not None and self._in_head and not self._head_bytes:  # else a request is coming in
             self.transport.close()
 
     def abort(self) -> None:

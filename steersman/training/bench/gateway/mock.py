@@ -21,7 +21,7 @@ import uvloop
 MODEL = "bench"
 PROMPT_TOKENS = 256
 GAP_MS = 2.0
-_STREAM_HEAD = (
+STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
 )
@@ -33,16 +33,18 @@ def gap_prompt(gap_ms: float) -> str:
     return f"gap_ms={gap_ms:g}"
 
 
-def _plain(body: bytes, status: str = "200 OK", kind: str = "application/json") -> bytes:
+def plain(body: bytes, status: str = "200 OK", kind: str = "application/json") -> bytes:
+    """A whole answer."""
     head = f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
-def _chunk(data: bytes) -> bytes:
+def chunk(data: bytes) -> bytes:
+    """A piece of a body of unknown length."""
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-class _Form:
+class Form:
     """The answers of one endpoint, made once."""
 
     def __init__(self, kind: str, whole: dict[str, Any], part: dict[str, Any]) -> None:
@@ -52,19 +54,19 @@ class _Form:
         choice = {"index": 0, "logprobs": None}
         answer = {**common, "object": kind, "choices": [{**choice, **whole, "finish_reason": "stop"}], "usage": usage}
         event = {**self._last, "choices": [{**choice, **part, "finish_reason": None}]}
-        self.whole = _plain(json.dumps(answer).encode())
-        self.event = _chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
+        self.whole = plain(json.dumps(answer).encode())
+        self.event = chunk(b"data: " + json.dumps(event).encode() + b"\n\n")
 
     def end(self, events: int) -> tuple[bytes, bytes]:
         """The event with the usage, and what ends the stream."""
         usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": events, "total_tokens": PROMPT_TOKENS + events}
         last = json.dumps({**self._last, "usage": usage}).encode()
-        return _chunk(b"data: " + last + b"\n\n"), _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        return chunk(b"data: " + last + b"\n\n"), chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 _FORMS = {
-    b"/v1/completions": _Form("text_completion", {"text": " word" * 16}, {"text": " word"}),
-    b"/v1/chat/completions": _Form(
+    b"/v1/completions": Form("text_completion", {"text": " word" * 16}, {"text": " word"}),
+    b"/v1/chat/completions": Form(
         "chat.completion",
         {"message": {"role": "assistant", "content": " word" * 16}},
         {"delta": {"content": " word"}},
@@ -73,19 +75,19 @@ _FORMS = {
 # What routers of the field ask of a worker before they send it requests. No `model_path`: they would look for it.
 _INFO = {"served_model_name": MODEL, "is_generation": True, "dp_size": 1}
 _PAGES = {
-    b"/health": _plain(b"", kind="text/plain"),
-    b"/health_generate": _plain(b"", kind="text/plain"),
-    b"/v1/models": _plain(
+    b"/health": plain(b"", kind="text/plain"),
+    b"/health_generate": plain(b"", kind="text/plain"),
+    b"/v1/models": plain(
         json.dumps(
             {"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "mock"}]}
         ).encode()
     ),
     **{
-        path: _plain(json.dumps(_INFO).encode())
+        path: plain(json.dumps(_INFO).encode())
         for path in (b"/get_server_info", b"/server_info", b"/get_model_info", b"/model_info")
     },
 }
-_NOT_FOUND = _plain(b'{"error": {"message": "not served here", "code": 404}}', "404 Not Found")
+_NOT_FOUND = plain(b'{"error": {"message": "not served here", "code": 404}}', "404 Not Found")
 
 
 class MockServer(asyncio.Protocol):
@@ -129,8 +131,11 @@ class MockServer(asyncio.Protocol):
         form = _FORMS.get(self._url)
         if form is None:
             self._page()
-            return
-        request = json.loads(self._body)
+        else:
+            self.complete(form, json.loads(self._body))
+
+    def complete(self, form: Form, request: dict[str, Any]) -> None:
+        """Answer a completion."""
         if not request.get("stream"):
             self._transport.write(form.whole)
             self._over()
@@ -138,10 +143,10 @@ class MockServer(asyncio.Protocol):
         MockServer.running += 1
         events = int(request.get("max_tokens") or request["max_completion_tokens"])  # routers may use the newer name
         gap = _GAP.search(self._body)
-        self._transport.write(_STREAM_HEAD)
+        self._transport.write(STREAM_HEAD)
         self._stream(form, 0, events, self._loop.time(), float(gap[1] if gap else GAP_MS) / 1e3)
 
-    def _stream(self, form: _Form, sent: int, events: int, started_s: float, gap_s: float) -> None:
+    def _stream(self, form: Form, sent: int, events: int, started_s: float, gap_s: float) -> None:
         """Write an event, or the end. Times are counted from the start, so that delays do not add up."""
         if sent < events:
             self._transport.write(form.event)
@@ -161,7 +166,7 @@ class MockServer(asyncio.Protocol):
             figures = {"running": MockServer.running, "waiting": 0}
             lines = [f'vllm:num_requests_{k}{{model_name="{MODEL}"}} {v:.1f}' for k, v in figures.items()]
             lines.append(f'vllm:kv_cache_usage_perc{{model_name="{MODEL}"}} {min(1.0, MockServer.running / 1e4)}')
-            self._transport.write(_plain("".join(line + "\n" for line in lines).encode(), kind="text/plain"))
+            self._transport.write(plain("".join(line + "\n" for line in lines).encode(), kind="text/plain"))
         else:
             self._transport.write(_PAGES.get(self._url.partition(b"?")[0], _NOT_FOUND))
         self._over()
