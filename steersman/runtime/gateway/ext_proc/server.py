@@ -13,9 +13,11 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
+from steersman.runtime.gateway.ext_proc.answers import refusal
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
-from steersman.runtime.gateway.ext_proc.session import Picker, Session, refusal
+from steersman.runtime.gateway.ext_proc.picker import Picker
+from steersman.runtime.gateway.ext_proc.session import Session
 from steersman.runtime.gateway.tls import TlsConfig
 
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
