@@ -238,6 +238,23 @@ async def test_a_malformed_stream_passes_through_and_counts_do_not_drift(pieces:
         assert s.metric("requests_total", tenant="strict", outcome="done") == 1
 
 
+async def test_a_stream_whose_connection_breaks_after_done_was_whole() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in STREAM:
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+    async with serving(Prefer(0, 1)) as s, scripted(serve) as port:
+        behind(s, port)
+        async with s.client.post(PATH, json={**BODY, "stream": True}) as response:
+            assert await response.read() == b"".join(STREAM)
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="done") == 1
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 0
+        assert s.metric("errors_total", replica="r0", kind="cut") == 0
+
+
 def test_a_stream_in_one_endless_line_is_not_kept() -> None:
     counter = EventCounter()
     for _ in range(20):

@@ -289,6 +289,10 @@ class Attempt:
         """The answer broke off after its head."""
         if self._future.done():
             return
+        if self._counter.done:  # all was said: how the connection ends says nothing more
+            self._exchange.finish()
+            self._future.set_result(None)
+            return
         relay, exchange = self._relay, self._exchange
         message = f"{relay.pool.names[self._replica]}: {problem}"
         if not exchange.started:
