@@ -422,7 +422,8 @@ def add(
     from steersman.runtime.gateway.keys import add_key
 
     print(add_key(file, name, tenant))
-    console.print(f"only its hash is kept, in {file}; take the entry out there to revoke it", highlight=False)
+    # Beside the key, not after it: KEY=$(steersman keys add …) is what scripts do.
+    print(f"only its hash is kept, in {file}; take the entry out there to revoke it", file=sys.stderr)
 
 
 @app.command()

@@ -218,7 +218,7 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[13] = budget / iteration_s(rep, 0.0, 0.0, chunk_s(rep, budget, 0.0))
         row[14] = p.decode_step_s
         row[15] = p.prefill_s
-        row[16] = p.ttft_s
+        row[16] = min(1e4, p.ttft_s)  # hours: beyond its range a policy would not be asked at all
         row[17] = p.tpot_s
         row[18] = ttft_slack
         row[19] = tpot_slack
@@ -253,8 +253,8 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row = rows[c]
         row[k] = prompt_tokens
         row[k + 1] = expected
-        row[k + 2] = waited_s
-        row[k + 3] = promise.ttft_slo_s
+        row[k + 2] = min(1e4, waited_s)
+        row[k + 3] = min(1e4, promise.ttft_slo_s)  # batch work may have a day
         row[k + 4] = promise.tpot_slo_s
         row[k + 5] = promise.weight
         row[k + 6] = tv.attainment

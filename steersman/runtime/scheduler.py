@@ -96,12 +96,16 @@ class Scheduler:
 
     # Decisions
 
+    def bounded(self, request: LiveRequest) -> LiveRequest:
+        """The request, where it states no limit on its output with the tenant's mean output so far as one."""
+        if request.max_tokens > 0:
+            return request
+        expected = math.ceil(self.book.tenant_views["output_tokens"][request.tenant])
+        return request._replace(max_tokens=max(1, expected))
+
     def arrive(self, request: LiveRequest) -> Ticket:
-        """A request came in. An unstated limit on its output counts as the tenant's mean output so far."""
-        if request.max_tokens <= 0:
-            expected = math.ceil(self.book.tenant_views["output_tokens"][request.tenant])
-            request = request._replace(max_tokens=max(1, expected))
-        now = self.now
+        """A request came in; it is `bounded`."""
+        request, now = self.bounded(request), self.now
         router.arrive(self._a, now, request.tenant)
         return Ticket(request, now)
 

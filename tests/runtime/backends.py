@@ -42,6 +42,7 @@ class FakeBackend:
         self.status = 200
         self.pieces = STREAM
         self.cut = False  # drop the connection after the pieces
+        self.dies = False  # drop it before any answer
         self.hold: asyncio.Event | None = None  # wait for it before the last piece, or a whole answer
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -58,6 +59,10 @@ class FakeBackend:
         self.headers.append(request.headers.copy())
         self.asked.set()
         try:
+            if self.dies:
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
             if self.status != 200:
                 return web.json_response({"error": {"message": "no"}}, status=self.status)
             if not json.loads(self.bodies[-1]).get("stream"):

@@ -8,16 +8,19 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from encoded import situations
 from simulated import TENANTS, fleet
 
 from steersman.runtime.deployment import CanaryBounds, Deployment, Release
+from steersman.runtime.deployment.judge import in_range
 from steersman.runtime.deployment.metrics import metrics
 from steersman.runtime.deployment.release import BrokenPolicy
 from steersman.runtime.deployment.scalars import Scalars
 from steersman.runtime.deployment.stats import stats
 from steersman.runtime.errors import UserError
-from steersman.runtime.observation import COLUMN
+from steersman.runtime.observation import COLUMN, FEATURES, HIGH, LOW
 from steersman.runtime.scheduler import Scheduler
+from steersman.runtime.tenant import Slo
 from steersman.runtime.ticket import Decision, Fallback, Kind, LiveRequest, Ticket
 
 REQUEST = LiveRequest(tenant=0, prompt_tokens=1000, max_tokens=100)
@@ -132,6 +135,12 @@ def test_what_the_encoder_writes_is_in_range_also_after_a_year_without_metrics()
     now = [0.0]
     s = Scheduler(fleet({}, {}), TENANTS, Fixed(FIRST), Fixed(SECOND), policy_limit_s=9.0, clock=lambda: now[0])
     now[0] = 400 * 86400.0
+    assert decide(s).fallback is None
+
+
+def test_a_promise_of_a_day_is_in_range() -> None:
+    tenants = {"batch": TENANTS["loose"].model_copy(update={"slo": Slo(ttft_s=86400.0, tpot_s=1.0)})}
+    s = Scheduler(fleet({}, {}), tenants, Fixed(FIRST), Fixed(SECOND), policy_limit_s=9.0)
     assert decide(s).fallback is None
 
 
@@ -557,3 +566,11 @@ def test_curves_are_of_the_window() -> None:
     arms = [decision.arm for decision in serve(s, lambda _: True, 10)]
     assert scalars.take()["shadow/disagreement"] == arms.count("canary") / 10
     assert not {"canary/attainment", "shadow/disagreement"} & set(scalars.take())
+
+
+def test_what_the_encoder_writes_is_in_range() -> None:
+    for rows, mask in situations(1000):
+        assert in_range(rows, mask), [
+            (FEATURES[k].name, float(rows[c, k]))
+            for c, k in np.argwhere(~((rows >= LOW) & (rows <= HIGH)) & mask[:, None])
+        ]

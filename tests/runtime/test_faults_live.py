@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 import uvloop
 from backends import STREAM, WHOLE, Prefer, Served, serving
 
+from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.client import Upstream
+from steersman.runtime.gateway.relay import Attempt, AttemptFailed
 from steersman.runtime.replica import Scraped
 from steersman.runtime.replica._health import HealthConfig, Status
 from steersman.runtime.replica._metrics import parse
@@ -78,7 +82,7 @@ async def test_a_silent_replica_is_not_asked_twice_for_one_request() -> None:
         async with await asking as response:
             assert response.headers["X-Steersman-Replica"] == "r1"
         assert [len(backend.bodies) for backend in s.backends] == [2, 1]
-        assert s.metric("errors_total", replica="r0", kind="connect") == 1
+        assert s.metric("errors_total", replica="r0", kind="broke") == 1
 
 
 async def test_a_gateway_that_stood_still_takes_nobody_for_silent() -> None:
@@ -128,10 +132,47 @@ async def test_all_that_a_dead_replica_held_is_served_and_its_breaker_opens_once
         assert health.status(now + 0.06) is Status.UP
 
 
-async def test_with_every_breaker_open_a_request_is_told_when_to_come_again() -> None:
+async def test_a_replica_that_gives_500_to_what_another_one_answers_is_left_out() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].status = 500
+        for _ in range(3):
+            assert await whole(s) == "r1"
+        assert s.gateway.pool.status(0) is Status.OPEN
+
+
+async def test_a_request_that_every_replica_gives_500_to_takes_none_of_them_out() -> None:
     async with serving(Prefer(0, 1)) as s:
         for backend in s.backends:
             backend.status = 500
+        for _ in range(10):
+            async with s.client.post(PATH, json=BODY) as response:
+                assert response.status == 502
+        assert [s.gateway.pool.status(r) for r in range(2)] == [Status.UP, Status.UP]
+
+
+async def test_a_lone_replica_that_gives_500_is_left_out() -> None:
+    async with serving(Prefer(0), 1) as s:
+        s.backends[0].status = 500
+        for _ in range(3):
+            async with s.client.post(PATH, json=BODY) as response:
+                assert response.status == 502
+        assert s.gateway.pool.status(0) is Status.OPEN
+
+
+async def test_a_request_that_kills_replicas_does_not_kill_them_all() -> None:
+    async with serving(Prefer(0, 1, 2, 3), 4) as s:
+        for backend in s.backends:
+            backend.dies = True
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert response.status == 502
+        assert [len(backend.bodies) for backend in s.backends] == [1, 1, 1, 0]
+        assert s.gateway.inflight == 0
+
+
+async def test_with_every_breaker_open_a_request_is_told_when_to_come_again() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        for backend in s.backends:
+            await backend.stop()
         for _ in range(3):
             async with s.client.post(PATH, json=BODY) as response:
                 assert response.status == 502
@@ -165,6 +206,35 @@ def test_figures_that_are_no_numbers_are_no_figures() -> None:
     assert parse("vllm:num_requests_running 1\n" + text) == Scraped(1.0, 0.0, 0.5)
 
 
+@pytest.mark.parametrize("status", [500, 429])
+async def test_a_connection_that_is_free_again_is_left_alone(status: int) -> None:
+    class Free:
+        """A connection whose answer comes whole and at once; another request may have it then."""
+
+        aborted = False
+
+        def send(self, head: bytes, body: bytes, attempt: Attempt) -> None:
+            attempt.head(status, [])
+            attempt.end()
+
+        def pause(self, paused: bool) -> None: ...
+
+        def abort(self) -> None:
+            self.aborted = True
+
+        async def connect(self, fresh: bool) -> Free:
+            return self
+
+    async with serving(Prefer(0, 1)) as s:
+        connection, exchange = Free(), SimpleNamespace(on_pause=None, started=False)
+        future = asyncio.get_running_loop().create_future()
+        attempt = Attempt(s.gateway.relay, exchange, None, SimpleNamespace(replica=0), future, [])  # type: ignore[arg-type]
+        with pytest.raises(AttemptFailed):
+            await attempt.run(connection, b"", b"", False)  # type: ignore[arg-type]
+        assert not connection.aborted
+        assert exchange.on_pause is None
+
+
 async def test_hundreds_of_clients_that_leave_leave_nothing_behind() -> None:
     async with serving(Prefer(0, 1)) as s:
         s.backends[0].hold = asyncio.Event()
@@ -190,6 +260,16 @@ async def test_hundreds_of_clients_that_leave_leave_nothing_behind() -> None:
             assert np.array_equal(views[name], fresh[name])
         assert s.gateway.limiter.total == 0
         assert not any(s.gateway.relay._attempts)
+
+
+def test_clients_get_no_more_descriptors_than_leave_one_for_their_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, taken: limits.append(taken))
+    clients = room()
+    assert limits[-1] == (4096, 4096)
+    assert clients is not None
+    assert 1500 < clients < 2048
 
 
 def test_a_connection_that_nobody_waits_for_is_forgotten() -> None:

@@ -96,7 +96,7 @@ async def test_what_was_pushed_decides_after_a_restart(tmp_path: Path) -> None:
     done = await before.push_zip(zipped(tmp_path), "current")
     after = deployer(tmp_path / "state")
     assert versions(after.deployment) == (done.version, ["jsed"])
-    assert after.rollback().version == "jsed"
+    assert (await after.rollback()).version == "jsed"
     assert versions(deployer(tmp_path / "state").deployment) == ("jsed", [])
 
 
@@ -224,7 +224,7 @@ async def test_a_bundle_can_look_on_first_then_decide_some_then_all(tmp_path: Pa
     await it.activate(version, "canary", 0.2)
     assert it.deployment.canary is not None
     assert it.deployment.canary.share == 0.2
-    assert it.promote().version == version
+    assert (await it.promote()).version == version
     assert versions(it.deployment) == (version, ["jsed"])
     assert [(p.version, p.places) for p in it.listed()] == [(version, ("current",)), ("jsed", ("previous",))]
 
@@ -292,7 +292,7 @@ async def test_a_full_disk_refuses_a_push_but_no_rollback(tmp_path: Path, monkey
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(UserError, match="No space left on device"):
         await it.push_zip(zipped(tmp_path, 1), "current")
-    done = it.rollback()
+    done = await it.rollback()
     assert "jsed decides again" in done.sentence
     assert "but a restart will not know it" in done.sentence
     assert versions(it.deployment) == ("jsed", [])
@@ -378,7 +378,7 @@ async def test_a_reloaded_bundle_does_not_undo_later_pushes_at_a_restart(tmp_pat
     await before.push_heuristic("least-tokens", "current")
     after = started()
     assert after.deployment.current.version == "least-tokens"
-    assert after.rollback().version == reloaded
+    assert (await after.rollback()).version == reloaded
 
 
 def test_a_bundles_policy_decides_in_the_scheduler(tmp_path: Path) -> None:

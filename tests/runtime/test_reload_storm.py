@@ -106,9 +106,9 @@ async def test_no_decision_is_lost_and_each_names_its_version(tmp_path: Path) ->
                 elif kind == 2:
                     await deployer.push_zip(bundles[0][: int(rng.integers(len(bundles[0])))], place)
                 elif kind == 3:
-                    deployer.rollback()
+                    await deployer.rollback()
                 elif kind == 4:
-                    deployer.promote()
+                    await deployer.promote()
                 elif kind == 5:
                     await deployer.activate(next(iter(store.index.policies)), place)
                 elif place == "current":  # what no self-test would let pass
@@ -156,12 +156,12 @@ async def test_no_request_to_the_gateway_is_dropped(tmp_path: Path) -> None:
         async def operator() -> None:
             for _ in range(20):
                 await deployer.push_zip(data, "canary", 0.5)
-                deployer.promote()
+                await deployer.promote()
                 await deployer.push_heuristic("least-tokens", "shadow")
                 with pytest.raises(UserError):
                     await deployer.push_zip(data[:-9], "current")
                 await deployer.push_heuristic("round-robin", "current")
-                deployer.rollback()
+                await deployer.rollback()
             over.set()
 
         answered, *_ = await asyncio.gather(asyncio.gather(*(client() for _ in range(8))), operator())

@@ -197,10 +197,10 @@ class _Api:
         return _told(await self._state.deployer.activate(request.match_info["version"], place, share))
 
     async def rollback(self, request: web.Request) -> Mapping[str, Any]:
-        return _told(self._state.deployer.rollback())
+        return _told(await self._state.deployer.rollback())
 
     async def promote(self, request: web.Request) -> Mapping[str, Any]:
-        return _told(self._state.deployer.promote())
+        return _told(await self._state.deployer.promote())
 
     async def stop(self, request: web.Request) -> Mapping[str, Any]:
         place = request.match_info["place"]

@@ -1,6 +1,7 @@
 """What an operator does with policies: push, activate, promote, roll back. Keeps deployment and store in step.
 
-Loading and testing happen in a thread, while requests go on; the change itself is one step between two decisions.
+Loading, testing and writing happen in a thread, while requests go on; the change itself is one step between two
+decisions. Rolling back and promoting wait for no push.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Deployer:
         self._self_test = self_test
         self._bounds = bounds or CanaryBounds()
         self._turn = asyncio.Lock()
+        self._writing = asyncio.Lock()
         policy = deployment.current.policy
         if isinstance(policy, BrokenPolicy):
             deployment.say("refused", f"{deployment.fallback.version} decides for {policy.name}: {policy.sentence}")
@@ -81,7 +83,7 @@ class Deployer:
             try:
                 release = await asyncio.to_thread(self.store.load, version)
                 await asyncio.to_thread(self._self_test.check, release.policy, version)
-                return self._deploy(release, place, share)
+                return await self._deploy(release, place, share)
             except UserError as error:
                 self.deployment.say("refused", str(error))
                 raise
@@ -95,26 +97,26 @@ class Deployer:
                     return
                 await self._keep(prepared)
                 await asyncio.to_thread(self.store.configured, prepared.release.version)
-                self._deploy(prepared.release, "current", SHARE)
+                await self._deploy(prepared.release, "current", SHARE)
         except UserError as error:
             goes_on = f"{self.deployment.current.version} goes on, a changed bundle is refused"
             self.deployment.say("refused", f"{goes_on}: {error}")
 
-    def rollback(self) -> Done:
+    async def rollback(self) -> Done:
         """The predecessor decides again.
 
         Raises:
             UserError: there is none.
         """
-        return self._remembered(self.deployment.rollback().version)
+        return await self._remembered(self.deployment.rollback().version)
 
-    def promote(self) -> Done:
+    async def promote(self) -> Done:
         """The canary becomes the current policy.
 
         Raises:
             UserError: there is none.
         """
-        return self._remembered(self.deployment.promote().version)
+        return await self._remembered(self.deployment.promote().version)
 
     def stop(self, place: Literal["shadow", "canary"]) -> Done:
         """A shadow or canary is deployed no more.
@@ -151,7 +153,7 @@ class Deployer:
             try:
                 prepared = await asyncio.to_thread(prepare)
                 await self._keep(prepared)
-                return self._deploy(prepared.release, place, share)
+                return await self._deploy(prepared.release, place, share)
             except UserError as error:
                 self.deployment.say("refused", str(error))
                 raise
@@ -161,7 +163,7 @@ class Deployer:
         await asyncio.to_thread(self._self_test.check, release.policy, release.version)
         await asyncio.to_thread(self.store.keep, prepared, {version for _, version in self._placed()})
 
-    def _deploy(self, release: Release, place: Place, share: float) -> Done:
+    async def _deploy(self, release: Release, place: Place, share: float) -> Done:
         if place == "shadow":
             self.deployment.start_shadow(release)
         elif place == "canary":
@@ -170,20 +172,22 @@ class Deployer:
             return Done(release.version, f"{release.version} decides already")
         else:
             self.deployment.activate(release)
-            return self._remembered(release.version)
+            return await self._remembered(release.version)
         return Done(release.version, self.deployment.events[-1].sentence)
 
     def _decides_already(self, version: str) -> bool:
         current = self.deployment.current
         return current.version == version and not isinstance(current.policy, BrokenPolicy)
 
-    def _remembered(self, version: str) -> Done:
-        """The change stands, also where it cannot be written down: an operator who rolls back needs it now."""
+    async def _remembered(self, version: str) -> Done:
+        """Write down what has just changed. The change stands, also where it cannot be written down."""
         deployment = self.deployment
         sentence = deployment.events[-1].sentence
-        try:
-            self.store.remember(deployment.current.version, [release.version for release in deployment.predecessors])
-        except UserError as error:
-            sentence = f"{sentence}, but a restart will not know it: {error}"
-            deployment.say("not_remembered", sentence)
+        async with self._writing:  # the last one to write sees all changes
+            predecessors = [release.version for release in deployment.predecessors]
+            try:
+                await asyncio.to_thread(self.store.remember, deployment.current.version, predecessors)
+            except UserError as error:
+                sentence = f"{sentence}, but a restart will not know it: {error}"
+                deployment.say("not_remembered", sentence)
         return Done(version, sentence)

@@ -17,7 +17,7 @@ from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
 from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
-from steersman.runtime.gateway.relay import AttemptFailed, Relay
+from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
 from steersman.runtime.journal import Journal
@@ -41,6 +41,8 @@ _EVENT_STREAM = b"text/event-stream"
 COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
+# Failures that may be the end of a replica, and how many of them one request may meet.
+_DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
 
 
 class Gateway:
@@ -212,17 +214,19 @@ class Gateway:
             self._idle.set()
 
     def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
-        ticket = self.scheduler.arrive(live)
-        ticket.reserved = ticket.request.prompt_tokens + ticket.request.max_tokens
+        """One over a limit is no arrival for the policy, and no broken promise."""
+        live = self.scheduler.bounded(live)
+        reserved = live.prompt_tokens + live.max_tokens
         try:
-            self.limiter.admit(caller.tenant, ticket.reserved, self._slots, self.scheduler.now)
+            self.limiter.admit(caller.tenant, reserved, self._slots, self.scheduler.now)
         except OverLimit as over:
-            self.scheduler.shed(ticket)
             self.metrics.limited(self.access.names[caller.tenant], over.limit)
-            self.ended(ticket, "limited")
+            self.metrics.over(caller.row, "limited", False)
             raise ApiError(
                 429, over.message, code="rate_limit_exceeded", headers=retry_after(over.retry_after_s)
             ) from None
+        ticket = self.scheduler.arrive(live)
+        ticket.reserved = reserved
         return ticket
 
     @staticmethod
@@ -235,6 +239,8 @@ class Gateway:
     async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
         scheduler = self.scheduler
         tried: list[int] = []
+        suspects: list[Suspect] = []
+        deaths = 0
         failure: AttemptFailed | None = None
         while True:
             decision = await self.decided(exchange.request_id, caller, ticket, tried)
@@ -243,11 +249,11 @@ class Gateway:
                 ticket.used = 0
                 self.ended(ticket, decision.kind if failure is None else "failed")
                 if failure is not None:
-                    raise _all_failed(failure)
+                    raise self._all_failed(failure, suspects)
                 raise self.turned_away(decision, ticket.request)
             scheduler.dispatched(ticket, decision.replica)
             try:
-                await self.relay.serve(exchange, call, ticket, decision.replica)
+                await self.relay.serve(exchange, call, ticket, decision.replica, suspects)
                 return
             except AttemptFailed as error:
                 failure = error
@@ -255,6 +261,12 @@ class Gateway:
                 self.metrics.error(decision.replica, error.kind)
                 self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
+                deaths += error.kind in _DEATHS
+                if deaths >= _MOST_DEATHS:  # it may be what kills them
+                    scheduler.shed(ticket)
+                    ticket.used = 0
+                    self.ended(ticket, "failed")
+                    raise self._all_failed(failure, suspects) from None
             except BaseException:  # the client left, or the deadline came
                 served = scheduler.ended(ticket, ok=False, left=not ticket.late)
                 if served is not None:
@@ -305,7 +317,9 @@ class Gateway:
         """A replica has answered a request, or broke off."""
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
-        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None)
+        # What a replica rejects (4xx) is the client's doing, and breaks no promise.
+        left = outcome == "rejected"
+        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left)
         self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
         if outcome == "rejected":
             ticket.used = 0
@@ -327,11 +341,11 @@ class Gateway:
     ) -> None:
         """A request is over; once for each. It is counted, and goes to the window and the journal.
 
-        outcome: done, shed, refused, failed, rejected (by a replica), cancelled, late or limited. served: how it fared
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled or late. served: how it fared
         on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
         as the replica tells.
         """
-        self.metrics.over(ticket.request.tenant, outcome)
+        self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
         self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
         if self._journal is not None:
             cached = -1 if cached_tokens is None else cached_tokens
@@ -382,6 +396,16 @@ class Gateway:
             503, f"no replica may take this request: {why}", code="no_replica", headers={"Retry-After": "5"}
         )
 
+    def _all_failed(self, failure: AttemptFailed, suspects: list[Suspect]) -> ApiError:
+        """No replica is left to try; `failure` is the last one's."""
+        if len(suspects) == 1:  # of several that gave 5xx to one request, none is to blame
+            self.pool.failed(*suspects[0])
+        if failure.busy_s is not None:
+            return ApiError(
+                429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
+            )
+        return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
+
     # Replicas
 
     def replica_changed(self, replica: int, status: Status) -> None:
@@ -393,11 +417,3 @@ class Gateway:
     def _slots_up(self) -> None:
         table = self.scheduler.replicas
         self._slots = float(table["max_num_seqs"][table["up"] == 1].sum())
-
-
-def _all_failed(failure: AttemptFailed) -> ApiError:
-    if failure.busy_s is not None:
-        return ApiError(
-            429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
-        )
-    return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")

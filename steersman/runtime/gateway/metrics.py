@@ -150,9 +150,12 @@ class Metrics(Collector):
             self._shed.add(self._tenants[tenant], decision.policy)
             self._decisions.add("shed", decision.policy)
 
-    def over(self, tenant: int, outcome: str) -> None:
-        """A request is over: done, shed, refused, failed, rejected (by the replica), cancelled or late."""
-        self._requests.add(self._tenants[tenant], outcome)
+    def over(self, tenant: int, outcome: str, attained: bool) -> None:
+        """A request is over, as `Gateway.ended` tells, or over a limit (limited)."""
+        name = self._tenants[tenant]
+        self._requests.add(name, outcome)
+        if attained:
+            self._attained.add(name)
 
     def served(self, tenant: int, replica: int, served: Served) -> None:
         """A replica answered a request in full."""
@@ -163,15 +166,16 @@ class Metrics(Collector):
                 self._tpot_s.observe(served.tpot_s, name)
         self._e2e_s.observe(served.e2e_s, name)
         self._tokens.add(self._names[replica], by=served.tokens)
-        if served.attained:
-            self._attained.add(name)
 
     def limited(self, tenant: str, limit: str) -> None:
         """A request was turned away because its tenant is over a limit."""
         self._limited.add(tenant, limit)
 
     def error(self, replica: int, kind: str) -> None:
-        """An attempt on a replica failed: `connect`, `status`, `cut` (the answer broke off) or `silent`."""
+        """An attempt on a replica failed.
+
+        kind: connect, broke (before its answer), cut (in its answer), status, busy, or silent.
+        """
         self._errors.add(self._names[replica], kind)
 
     def retried(self, replica: int) -> None:

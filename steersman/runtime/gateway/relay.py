@@ -23,6 +23,7 @@ _PASSED_ON = (b"accept", b"traceparent", b"tracestate", b"user-agent")  # of the
 _LATE_S = 2.5  # after the last sweep: this process stood still, and has not read yet what came meanwhile
 _OURS = frozenset((b"content-length", b"x-request-id", b"x-steersman-replica"))
 
+Suspect = tuple[int, float]  # a replica, and when it was sent a request to which it gave 5xx
 Over = Callable[[Ticket, Call, str, Usage | None], None]
 
 
@@ -60,8 +61,13 @@ class Relay:
             found = self._estimates[key] = TokenEstimate()
         return found
 
-    async def serve(self, exchange: Exchange, call: Call, ticket: Ticket, replica: int) -> None:
+    async def serve(
+        self, exchange: Exchange, call: Call, ticket: Ticket, replica: int, suspects: list[Suspect]
+    ) -> None:
         """One attempt on one replica.
+
+        suspects: who gave 5xx to this request. A status may be the request's own fault: they count as failures once
+        another replica has a better answer for it.
 
         Raises:
             AttemptFailed: it failed before the client got a byte.
@@ -76,7 +82,7 @@ class Relay:
         try:
             fresh = False
             while True:
-                attempt = Attempt(self, exchange, call, ticket, loop.create_future())
+                attempt = Attempt(self, exchange, call, ticket, loop.create_future(), suspects)
                 try:
                     await attempt.run(upstream, head, body, fresh)
                     return
@@ -85,12 +91,15 @@ class Relay:
                         # It may have closed an idle connection just as the request went out: once more on a new one.
                         fresh = True
                         continue
-                    raise AttemptFailed("connect", f"{self.pool.names[replica]}: {error}") from None
+                    kind = "broke" if attempt.sent else "connect"
+                    raise AttemptFailed(kind, f"{self.pool.names[replica]}: {error}") from None
         except AttemptFailed as error:
-            if error.busy_s is None:
-                self.pool.failed(replica, sent_s)
-            else:
+            if error.busy_s is not None:
                 self.pool.cool(replica, error.busy_s)
+            elif error.kind == "status":
+                suspects.append((replica, sent_s))
+            else:
+                self.pool.failed(replica, sent_s)
             raise
         finally:
             if assumed is not None:
@@ -164,16 +173,25 @@ class Attempt:
         "_size",
         "_status",
         "_stream",
+        "_suspects",
         "_ticket",
+        "sent",
     )
 
     def __init__(
-        self, relay: Relay, exchange: Exchange, call: Call, ticket: Ticket, future: asyncio.Future[None]
+        self,
+        relay: Relay,
+        exchange: Exchange,
+        call: Call,
+        ticket: Ticket,
+        future: asyncio.Future[None],
+        suspects: list[Suspect],
     ) -> None:
         self._relay, self._exchange, self._call, self._ticket = relay, exchange, call, ticket
-        self._future = future
+        self._future, self._suspects = future, suspects
         self._replica = ticket.replica
         self._sent_s = relay.scheduler.now
+        self.sent = False  # the replica may have seen it
         self._connection: Connection | None = None
         self._status = 0
         self._lines = b""
@@ -193,6 +211,7 @@ class Attempt:
         exchange = self._exchange
         try:
             connection = self._connection = await upstream.connect(fresh)
+            self.sent = True
             exchange.on_pause = connection.pause
             connection.send(head, body, self)
             await self._future
@@ -218,6 +237,9 @@ class Attempt:
             wait_s = busy_s(headers) if status == 429 else None
             self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", wait_s))
             return
+        for suspect, sent_s in self._suspects:
+            self._relay.pool.failed(suspect, sent_s)
+        self._suspects.clear()
         self._status = status
         lines, stream = [b"x-steersman-replica: " + name.encode() + b"\r\n"], False
         for key, value in headers:
@@ -260,6 +282,7 @@ class Attempt:
         exchange.write(data)
 
     def end(self) -> None:
+        self._let_go()
         if self._future.done():
             return
         if self._stream:
@@ -280,10 +303,15 @@ class Attempt:
         self._future.set_result(None)
 
     def broke(self, error: Broken) -> None:
+        self._let_go()
         if self._status:
             self._cut(str(error))
         elif not self._future.done():
             self._future.set_exception(error)
+
+    def _let_go(self) -> None:
+        """The connection is free, and may have another request before `run` goes on: nothing here may touch it."""
+        self._connection = self._exchange.on_pause = None
 
     def _cut(self, problem: str) -> None:
         """The answer broke off after its head."""

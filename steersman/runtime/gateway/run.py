@@ -23,7 +23,8 @@ from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.config import GatewayConfig
 from steersman.runtime.gateway.control import Control, Policies, check_reach
-from steersman.runtime.gateway.http.server import Server
+from steersman.runtime.gateway.descriptors import room
+from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
 from steersman.runtime.gateway.tls import Tls
@@ -201,7 +202,7 @@ async def _serve(
             config.admin or AdminConfig(), policies, gateway, lambda said: console.print(said, highlight=False)
         )
         await control.start(admin_listener)
-        server = Server(gateway.handle, config.http)
+        server = Server(gateway.handle, _bounded(config.http, console))
         await server.start(sock=listener, ssl=tls.context if tls else None)
         pool.watch(scheduler)
         chores = asyncio.create_task(_chores(gateway, access, tls, recorders, console))
@@ -249,6 +250,16 @@ async def _serve(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
             console.print("stopped", highlight=False)
+
+
+def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
+    """The limits, with no more connections than there are descriptors for."""
+    most = room()
+    if most is None or most >= limits.connections:
+        return limits
+    if "connections" in limits.model_fields_set:
+        console.print(f"http.connections: the limit on open files (ulimit -n) allows {most}", highlight=False)
+    return limits.model_copy(update={"connections": most})
 
 
 def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Status], None]:

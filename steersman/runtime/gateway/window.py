@@ -13,7 +13,7 @@ from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.tenant import Tenant
 from steersman.runtime.ticket import Served, Ticket
 
-_STATES = {"done": State.DONE, "shed": State.SHED, "limited": State.SHED, "cancelled": State.CANCELLED}
+_STATES = {"done": State.DONE, "shed": State.SHED, "cancelled": State.CANCELLED}
 MOST = 100_000  # requests of one window; of more, the first ones count
 
 

@@ -23,6 +23,7 @@ from steersman.training.bench.gateway.mock import STREAM_HEAD, Form, MockServer,
 
 WHOLE_S = 0.2  # that an answer takes which is not streamed: long enough to be hit by a fault
 DRIP_S = 1e-3  # between two bytes
+POISON = "poison"  # a word in a prompt that makes any replica answer with 500
 FLOOD = "flood me"  # words in a prompt that ask for megabytes at once
 _FLOOD_EVENT, _FLOOD_EVENTS = chunk(b'data: {"choices": [{"text": "%b"}]}\n\n' % (b"word " * 8000)), 150
 _ERROR = b'{"error": {"message": "as told", "type": "mock", "code": "mock"}}'
@@ -36,6 +37,8 @@ class FaultyServer(MockServer):
     def complete(self, form: Form, request: dict[str, Any]) -> None:
         if FLOOD.encode() in self._body:
             self._flood(form)
+        elif POISON.encode() in self._body:
+            self.status_500(form, request)
         elif FaultyServer.fault:
             FAULTS[FaultyServer.fault](self, form, request)
         elif request.get("stream"):

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from steersman.training.bench.faults.asked import EVENTS, Asked, Load, messages
-from steersman.training.bench.faults.backend import FLOOD
+from steersman.training.bench.faults.backend import FLOOD, POISON
 from steersman.training.bench.faults.cluster import DRAIN_S, RAMP_S, Backend, Cluster, Gateway
 from steersman.training.bench.gateway.mock import MODEL, gap_prompt
 
@@ -131,6 +131,19 @@ async def freeze(stage: Stage) -> None:
     await stage.mended()
 
 
+async def poison(stage: Stage) -> None:
+    """Requests that any replica answers with 500 come besides, twenty a second."""
+    ends_s = time.monotonic() + stage.seconds
+    while time.monotonic() < ends_s:
+        for _ in range(5):
+            stage.load.send(Asked(stream=False, words=POISON))
+        await asyncio.sleep(0.25)
+    ordinary = [a for a in stage.load.all if a.words != POISON]
+    stage.expect(all(a.status in (0, 200) for a in ordinary), "other requests were refused for it")
+    seen = [replicas for _, replicas in stage.gateway.seen]
+    stage.expect(all(all(replicas.values()) for replicas in seen), "replicas were left out for it")
+
+
 async def all_down(stage: Stage) -> None:
     """Every replica is killed and started again."""
     for backend in stage.cluster.backends:
@@ -141,14 +154,14 @@ async def all_down(stage: Stage) -> None:
     await stage.mended()
 
 
-async def all_open(stage: Stage) -> None:
-    """All replicas answer with 500 for a moment: every breaker opens."""
+async def all_500(stage: Stage) -> None:
+    """All replicas answer with 500 for a while. Who is to blame does not show, so that no breaker opens."""
     for backend in stage.cluster.backends:
         backend.show("500")
-    await stage.fault()
+    await stage.fault(None)
     for backend in stage.cluster.backends:
         backend.show("")
-    await stage.mended()
+    await asyncio.sleep(1.0)
 
 
 async def terminate(stage: Stage) -> None:
@@ -260,7 +273,8 @@ SCENARIOS: dict[str, Scenario] = {
     "5xx": Scenario("a replica gives 500 to everything", shows("500"), cut=Cut.NOWHERE),
     "4xx": Scenario("a replica gives 400 to everything", shows("400", None), expected=(200, 400), cut=Cut.NOWHERE),
     "429": Scenario("a replica gives 429 with Retry-After", shows("429"), cut=Cut.NOWHERE),
-    "all-5xx": Scenario("all replicas give 500", all_open, expected=(200, 502), may_refuse=True, cut=Cut.NOWHERE),
+    "poison": Scenario("requests come that every replica gives 500 to", poison, expected=(200, 502), cut=Cut.NOWHERE),
+    "all-5xx": Scenario("all replicas give 500", all_500, expected=(200, 502), may_refuse=True, cut=Cut.NOWHERE),
     "all-down": Scenario(
         "all replicas are killed, then come back", all_down, expected=(200, 502), may_refuse=True, cut=Cut.ANYWHERE
     ),
