@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from wire import Answer, Echo, Memory, answers_in, listening
 
 from steersman.runtime.gateway.http.server import Exchange, HttpLimits, Server, ServerProtocol
+from steersman.runtime.gateway.metrics import http_metrics
 
 HOST = b"Host: a\r\n"
 NEXT = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -673,6 +674,15 @@ async def test_stopping_ends_idle_connections_at_once_and_busy_ones_with_their_a
         s.echo.hold.set()
         (answer,) = await busy.rest()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+async def test_what_was_refused_is_counted_by_status() -> None:
+    async with listening() as s:
+        await s.ask(b"nonsense\r\n\r\n")
+        await s.ask(get(b"/x", version=b"2.0"))
+        samples = [m.samples for m in http_metrics(len(s.server.connections), s.server.rejected)]
+        assert [(x.name, x.labels) for x in samples[0]] == [("steersman_connections", {})]
+        assert {x.labels["status"]: x.value for x in samples[1]} == {"400": 1, "505": 1}
 
 
 # Any split, any bytes

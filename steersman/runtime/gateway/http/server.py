@@ -497,7 +497,7 @@ class ServerProtocol(asyncio.Protocol):
     def _send_refusal(self) -> None:
         error, self._refusal = self._refusal, None
         transport = self.transport
-        if error is None or transport is None:
+        if error is None or transport is None or transport.is_closing():
             return
         exchange = Exchange(self, b"", b"", {})
         exchange.close, self.old = True, False
