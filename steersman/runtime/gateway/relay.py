@@ -255,13 +255,15 @@ class Attempt:
         if self._stream:
             self._event_bytes(data)
             return
-        self._parts.append(data)
-        self._size += len(data)
         if self._exchange.started:
             self._exchange.write(data)
-        elif self._size > _WHOLE_BYTES:
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > _WHOLE_BYTES:
             self._exchange.start(self._status, self._lines)
             self._exchange.write(b"".join(self._parts))
+            self._parts.clear()
 
     def _event_bytes(self, data: bytes) -> None:
         counter, ticket, scheduler, exchange = self._counter, self._ticket, self._relay.scheduler, self._exchange
