@@ -286,7 +286,19 @@ async def test_bodies_in_the_smallest_chunks_are_read() -> None:
     async with listening(HttpLimits(head_bytes=1000)) as s:
         parts = [b"1\r\na\r\n"] * 5000
         (first, _) = await s.ask(chunked(), *parts, b"0\r\n\r\n", LAST)
-        assert len(json.loads(first.body)["body"]) == 5000
+        assert json.loads(first.body)["body"] == "a" * 5000
+
+
+async def test_bodies_in_the_smallest_chunks_take_no_more_memory_than_others() -> None:
+    async with listening() as s:
+        client = await s.connect()
+        await client.send(chunked(b"2\r\nab\r\n" * 50_000))
+        (connection,) = s.server.connections
+        await s.until(lambda: connection._body_bytes == 100_000)
+        assert len(connection._body) < 100
+        await client.send(b"0\r\n\r\n")
+        (answer,) = await client.answers(1)
+        assert json.loads(answer.body)["body"] == "ab" * 50_000
 
 
 @pytest.mark.parametrize("endless", [b"1;" + b"a" * 3000, b"0\r\nX: " + b"a" * 3000, b"0\r\n" + b"X: a\r\n" * 1000])
