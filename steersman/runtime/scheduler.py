@@ -7,6 +7,7 @@ a `Ticket`. Not thread-safe: one event loop, one scheduler.
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from steersman.runtime.pool import Pool
 from steersman.runtime.tenant import Tenant, tenant_table
 from steersman.runtime.ticket import NO_REASONS, Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
 
+ASSUMED = 10_000  # tickets that wait for an assumed token before those that are over are left out
 _TTFT = COLUMN["predicted_ttft"]
 
 
@@ -67,6 +69,8 @@ class Scheduler:
         self._clock = clock
         self.deployment: Deployment | None = None
         self._caps: dict[int, float] = {}
+        self._assumed: list[tuple[float, int, Ticket, int]] = []  # a heap, by when a first token is taken to come
+        self._numbers = 0
         self._compile()
         self._start()
         if policy is not None and fallback is not None:
@@ -114,6 +118,8 @@ class Scheduler:
 
         exclude: replicas that it has been tried on.
         """
+        if self._assumed:
+            self.catch_up()
         self._staged = self._stage(ticket.request.keys)
         full = [r for r, cap in self._caps.items() if self.inflight(r) >= cap and self.replicas["up"][r] == 1]
         if not full and not exclude:
@@ -249,6 +255,24 @@ class Scheduler:
             ticket.stage, ticket.streamed = Stage.DECODING, 1
             if not assumed:
                 ticket.seen, ticket.first_token_s, ticket.last_token_s = True, now, now
+
+    def assume_first_token(self, ticket: Ticket) -> None:
+        """The answer will not show its first token: it is taken to come when it was predicted."""
+        self._numbers += 1
+        heapq.heappush(
+            self._assumed, (ticket.arrived_s + ticket.predicted_ttft_s, self._numbers, ticket, ticket.attempts)
+        )
+        if len(self._assumed) > ASSUMED:
+            self._assumed = [entry for entry in self._assumed if entry[2].stage is Stage.PREFILLING]
+            heapq.heapify(self._assumed)
+
+    def catch_up(self) -> None:
+        """Count the first tokens that are taken to have come by now; `observe` does so before it looks."""
+        now, assumed = self.now, self._assumed
+        while assumed and assumed[0][0] <= now:
+            _, _, ticket, attempt = heapq.heappop(assumed)
+            if ticket.attempts == attempt:
+                self.first_token(ticket, assumed=True)
 
     def streamed(self, ticket: Ticket, tokens: int) -> None:
         """`tokens` more came after the first."""

@@ -222,7 +222,7 @@ async def test_a_connection_that_is_free_again_is_left_alone(status: int) -> Non
         def abort(self) -> None:
             self.aborted = True
 
-        async def connect(self, fresh: bool) -> Free:
+        def idle(self) -> Free:
             return self
 
     async with serving(Prefer(0, 1)) as s:

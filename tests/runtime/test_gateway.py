@@ -282,6 +282,7 @@ async def test_a_whole_answer_counts_as_decoding_once_its_first_token_is_due() -
         async with asyncio.timeout(10):
             while view["inflight"] == 0 or view["prefilling"] > 0:
                 await asyncio.sleep(0.005)
+                s.gateway.scheduler.catch_up()
         assert view["context_tokens"] > 0
         s.backends[0].hold.set()
         (await asking).close()

@@ -14,6 +14,7 @@ from aiohttp import web
 from backends import STREAM, USAGE, Prefer, Served, event, serving
 from wire import scripted
 
+from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.gateway.prompt import read_call
 from steersman.runtime.replica._health import Status
@@ -88,6 +89,45 @@ async def test_a_giant_name_of_a_model_is_not_repeated() -> None:
 async def test_odd_fields_are_refused_or_passed_on_and_never_a_failure(body: dict[str, object]) -> None:
     async with serving(Prefer(0, 1)) as s, s.client.post(PATH, json={"model": "m", "max_tokens": 2} | body) as response:
         assert response.status in (200, 400, 404)
+
+
+MANY = {
+    "messages": b'{"messages": [' + b"{}," * 40_000 + b"{}]}",
+    "contents": b'{"messages": [{"content": [' + b'"",' * 40_000 + b'""]}]}',
+    "prompts": b'{"prompt": [' + b'"",' * 40_000 + b'""]}',
+    "values": b'{"prompt": "", "x": [' + b"[]," * 1_000_001 + b"[]]}",
+}
+
+
+@pytest.mark.parametrize("body", MANY.values(), ids=MANY)
+def test_a_body_of_countless_parts_is_refused_before_it_is_read_through(body: bytes) -> None:
+    with pytest.raises(ApiError, match="more than") as error:
+        read_call(body)
+    assert error.value.status == 400
+
+
+def test_a_long_prompt_is_told_apart_by_its_first_million_tokens() -> None:
+    call = read_call(json.dumps({"prompt": "x" * 8_000_000}).encode())
+    assert (call.prompt_bytes, len(call.keys)) == (8_000_000, 16_384)
+    assert read_call(json.dumps({"prompt": [7] * 100_000}).encode()).exact_tokens == 100_000
+
+
+async def test_an_endless_answer_is_passed_on_and_not_kept() -> None:
+    size = 30_000_000
+
+    async def large(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response(body=b"x" * size, content_type="application/json")
+
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].answer = large
+        async with s.client.post(PATH, json=BODY) as response:
+            await response.content.readexactly(12_000_000)
+            (attempt,) = s.gateway.relay._attempts[0]
+            assert attempt._parts == []
+            assert len(await response.read()) == size - 12_000_000
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="done") == 1
 
 
 def test_embeddings_need_an_input() -> None:
@@ -236,6 +276,23 @@ async def test_a_malformed_stream_passes_through_and_counts_do_not_drift(pieces:
         view = s.gateway.scheduler.book.views[0]
         assert (view["inflight"], view["prefilling"], view["context_tokens"]) == (0, 0, 0)
         assert s.metric("requests_total", tenant="strict", outcome="done") == 1
+
+
+async def test_a_stream_whose_connection_breaks_after_done_was_whole() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for piece in STREAM:
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+
+    async with serving(Prefer(0, 1)) as s, scripted(serve) as port:
+        behind(s, port)
+        async with s.client.post(PATH, json={**BODY, "stream": True}) as response:
+            assert await response.read() == b"".join(STREAM)
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="done") == 1
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 0
+        assert s.metric("errors_total", replica="r0", kind="cut") == 0
 
 
 def test_a_stream_in_one_endless_line_is_not_kept() -> None:

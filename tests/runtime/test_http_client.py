@@ -79,7 +79,7 @@ class Server:
 
     async def ask(self, fresh: bool = False) -> Told:
         told = Told()
-        connection = await self.upstream.connect(fresh)
+        connection = (None if fresh else self.upstream.idle()) or await self.upstream.connect()
         connection.send(REQUEST, b"{}", told)
         async with asyncio.timeout(10):
             await told.over.wait()

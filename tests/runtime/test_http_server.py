@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from wire import Answer, Echo, Memory, answers_in, listening
 
 from steersman.runtime.gateway.http.server import Exchange, HttpLimits, Server, ServerProtocol
+from steersman.runtime.gateway.metrics import http_metrics
 
 HOST = b"Host: a\r\n"
 NEXT = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -285,7 +286,19 @@ async def test_bodies_in_the_smallest_chunks_are_read() -> None:
     async with listening(HttpLimits(head_bytes=1000)) as s:
         parts = [b"1\r\na\r\n"] * 5000
         (first, _) = await s.ask(chunked(), *parts, b"0\r\n\r\n", LAST)
-        assert len(json.loads(first.body)["body"]) == 5000
+        assert json.loads(first.body)["body"] == "a" * 5000
+
+
+async def test_bodies_in_the_smallest_chunks_take_no_more_memory_than_others() -> None:
+    async with listening() as s:
+        client = await s.connect()
+        await client.send(chunked(b"2\r\nab\r\n" * 50_000))
+        (connection,) = s.server.connections
+        await s.until(lambda: connection._body_bytes == 100_000)
+        assert len(connection._body) < 100
+        await client.send(b"0\r\n\r\n")
+        (answer,) = await client.answers(1)
+        assert json.loads(answer.body)["body"] == "ab" * 50_000
 
 
 @pytest.mark.parametrize("endless", [b"1;" + b"a" * 3000, b"0\r\nX: " + b"a" * 3000, b"0\r\n" + b"X: a\r\n" * 1000])
@@ -673,6 +686,15 @@ async def test_stopping_ends_idle_connections_at_once_and_busy_ones_with_their_a
         s.echo.hold.set()
         (answer,) = await busy.rest()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+async def test_what_was_refused_is_counted_by_status() -> None:
+    async with listening() as s:
+        await s.ask(b"nonsense\r\n\r\n")
+        await s.ask(get(b"/x", version=b"2.0"))
+        samples = [m.samples for m in http_metrics(len(s.server.connections), s.server.rejected)]
+        assert [(x.name, x.labels) for x in samples[0]] == [("steersman_connections", {})]
+        assert {x.labels["status"]: x.value for x in samples[1]} == {"400": 1, "505": 1}
 
 
 # Any split, any bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -92,6 +92,16 @@ def of_audit(audit: Audit) -> Iterator[Metric]:
     """What an audit log counts."""
     family = CounterMetricFamily("steersman_audit_failures", "Writes of the audit log that failed and are tried again")
     family.add_metric((), audit.failed)
+    yield family
+
+
+def http_metrics(connections: int, rejected: Mapping[int, int]) -> Iterator[Metric]:
+    """What the HTTP server counts: clients connected now, and answers to what no handler saw, by status."""
+    yield GaugeMetricFamily("steersman_connections", "Open connections of clients", float(connections))
+    text = "Requests refused before they were looked at: malformed, too large, too slow"
+    family = CounterMetricFamily("steersman_http_rejected", text, labels=("status",))
+    for status, count in rejected.items():
+        family.add_metric((str(status),), count)
     yield family
 
 

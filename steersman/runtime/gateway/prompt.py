@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,6 +15,10 @@ from steersman.runtime.ticket import NO_KEYS
 
 BLOCK_BYTES = 256  # of canonical prompt text, for one prefix block
 BLOCK_TOKENS = 64  # what that stands for before anything was learnt
+# Bounds that no prompt of use reaches: one body must not hold up the others for seconds, or grow to gigabytes.
+_VALUES = 2_000_000  # of a body, about
+_PARTS = 32_768  # messages, and parts of their contents
+_BLOCKS = 16_384  # that are told apart: a million tokens
 _KEY = secrets.token_bytes(16)  # identities mean nothing outside this process
 
 
@@ -38,6 +41,8 @@ def read_call(body: bytes, embeds: bool = False) -> Call:
     Raises:
         ApiError: 400, with what is wrong and in which field.
     """
+    if len(body) > _VALUES and body.count(b",") + body.count(b"[") + body.count(b"{") > _VALUES:
+        raise ApiError(400, f"the body holds more than {_VALUES} values", code="invalid_json")
     try:
         data = orjson.loads(body)
     except ValueError as error:
@@ -72,7 +77,7 @@ def prefix_keys(text: bytes) -> np.ndarray:
     if len(text) < BLOCK_BYTES:
         return NO_KEYS
     running = hashlib.blake2b(digest_size=8, key=_KEY)
-    keys = np.empty(len(text) // BLOCK_BYTES, np.int64)
+    keys = np.empty(min(_BLOCKS, len(text) // BLOCK_BYTES), np.int64)
     for i in range(len(keys)):
         running.update(text[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
         keys[i] = int.from_bytes(running.copy().digest(), "little", signed=True)
@@ -89,19 +94,21 @@ def _field(data: dict[str, Any], name: str, types: tuple[type, ...], default: An
 
 def _prompt(prompt: Any) -> tuple[int | None, bytes]:
     """The exact length of a prompt of token ids, or None, and its canonical text."""
-    if isinstance(prompt, list) and prompt and all(type(p) is int for p in prompt):
+    if isinstance(prompt, list) and set(map(type, prompt)) == {int}:
         try:
             return len(prompt), (np.asarray(prompt, np.int64) & 0xFFFFFFFF).astype(np.uint32).tobytes()
         except OverflowError:
             raise ApiError(400, "a token id is out of range", param="prompt") from None
+    if isinstance(prompt, list) and len(prompt) > _PARTS:
+        raise ApiError(400, f"the prompt has more than {_PARTS} parts", param="prompt")
     text = "\x01".join(p if isinstance(p, str) else _json(p) for p in _as_list(prompt))
     return None, text.encode(errors="surrogatepass")
 
 
 def _json(value: Any) -> str:
     try:
-        return json.dumps(value)
-    except RecursionError:
+        return orjson.dumps(value).decode()
+    except TypeError:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
 
 
@@ -113,10 +120,14 @@ def _canonical(data: dict[str, Any], messages: list[Any]) -> Iterator[bytes]:
     """A chat in the order in which templates write it: tools, then each message's role and content."""
     if data.get("tools"):
         yield _json(data["tools"]).encode()
+    count = len(messages)
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ApiError(400, f"messages[{i}] must be an object", param="messages")
         content = message.get("content")
+        count += len(content) if isinstance(content, list) else 0
+        if count > _PARTS:
+            raise ApiError(400, f"the messages have more than {_PARTS} parts", param="messages")
         parts = [p.get("text", p) if isinstance(p, dict) else p for p in _as_list(content) if p is not None]
         rest = {k: v for k, v in message.items() if k not in ("role", "content")}
         if rest:

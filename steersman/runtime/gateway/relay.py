@@ -75,10 +75,8 @@ class Relay:
         upstream, body = self._upstream(replica), renamed(exchange.body, call, self.pool.replicas[replica].served_model)
         head = self._head(upstream, exchange, replica, len(body))
         loop, sent_s = asyncio.get_running_loop(), self.scheduler.now
-        assumed = None
         if not call.stream:
-            # The first token does not show: it is taken to come when it was predicted.
-            assumed = loop.call_later(ticket.predicted_ttft_s, self.scheduler.first_token, ticket, True)
+            self.scheduler.assume_first_token(ticket)
         try:
             fresh = False
             while True:
@@ -101,9 +99,6 @@ class Relay:
             else:
                 self.pool.failed(replica, sent_s)
             raise
-        finally:
-            if assumed is not None:
-                assumed.cancel()
 
     def _upstream(self, replica: int) -> Upstream:
         target = self.pool.replicas[replica]
@@ -210,7 +205,8 @@ class Attempt:
         attempts = self._relay.attempting(self, self._replica)
         exchange = self._exchange
         try:
-            connection = self._connection = await upstream.connect(fresh)
+            connection = (None if fresh else upstream.idle()) or await upstream.connect()
+            self._connection = connection
             self.sent = True
             exchange.on_pause = connection.pause
             connection.send(head, body, self)
@@ -255,13 +251,15 @@ class Attempt:
         if self._stream:
             self._event_bytes(data)
             return
-        self._parts.append(data)
-        self._size += len(data)
         if self._exchange.started:
             self._exchange.write(data)
-        elif self._size > _WHOLE_BYTES:
+            return
+        self._parts.append(data)
+        self._size += len(data)
+        if self._size > _WHOLE_BYTES:
             self._exchange.start(self._status, self._lines)
             self._exchange.write(b"".join(self._parts))
+            self._parts.clear()
 
     def _event_bytes(self, data: bytes) -> None:
         counter, ticket, scheduler, exchange = self._counter, self._ticket, self._relay.scheduler, self._exchange
@@ -316,6 +314,10 @@ class Attempt:
     def _cut(self, problem: str) -> None:
         """The answer broke off after its head."""
         if self._future.done():
+            return
+        if self._counter.done:  # all was said: how the connection ends says nothing more
+            self._exchange.finish()
+            self._future.set_result(None)
             return
         relay, exchange = self._relay, self._exchange
         message = f"{relay.pool.names[self._replica]}: {problem}"

@@ -26,6 +26,7 @@ from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
+from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
 from steersman.runtime.gateway.tls import Tls
 from steersman.runtime.gateway.window import Gathered
@@ -208,6 +209,8 @@ async def _serve(
         )
         await control.start(admin_listener)
         server = Server(gateway.handle, _bounded(config.http, console))
+        clients = server
+        gateway.metrics.add(lambda: http_metrics(len(clients.connections), clients.rejected))
         await server.start(sock=listener, ssl=tls.context if tls else None)
         pool.watch(scheduler)
         if picker is not None:

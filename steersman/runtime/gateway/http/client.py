@@ -72,16 +72,20 @@ class Upstream:
         self._idle: list[Connection] = []
         self.open: set[Connection] = set()
 
-    async def connect(self, fresh: bool = False) -> Connection:
-        """A connection for one request: one that is idle, unless it must be `fresh`, or a new one.
+    def idle(self) -> Connection | None:
+        """A connection that was used before and may carry another request, or None."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection.
 
         Raises:
             Broken: it cannot be reached.
         """
-        while self._idle and not fresh:
-            connection = self._idle.pop()
-            if connection.usable:
-                return connection
         made = Connection(self)
         try:
             async with asyncio.timeout(self.connect_timeout_s):

@@ -27,6 +27,7 @@ _LATE_S = 2.5  # since the last look: this process stood still, and has not read
 _FLOOD_REQUESTS = 1024  # that came at once: not even the rest of what was read is looked at
 _NAME_LIMIT = 128  # characters of a client's own X-Request-Id
 _CHUNK_BYTES = 24  # of framing that a chunk needs; more of it (extensions, trailers) counts against the head's limit
+_PIECES = 64  # of a body that are kept as they came; the rest in one, for a million of them take 20 times their bytes
 _LINGER_S = 2.0  # that what a refused client still sends is read and dropped, so that it can read why
 _REFUSED_CONNECTIONS = 1000  # over the limit that are told so; the others are only closed
 _REASONS = {int(s): s.phrase for s in http.HTTPStatus}
@@ -260,7 +261,7 @@ class ServerProtocol(asyncio.Protocol):
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._fields = self._head_bytes = self._body_bytes = self._tail_bytes = self._chunks = 0
-        self._body: list[bytes] = []
+        self._body: list[bytes | bytearray] = []
         self._in_head = True
         self._continue = False  # the client waits for leave to send the body
 
@@ -406,13 +407,19 @@ class ServerProtocol(asyncio.Protocol):
         self._body_bytes += len(body)
         if self._body_bytes > self._limits.body_bytes:
             raise _Refusal(413, f"the body is larger than {self._limits.body_bytes} bytes")
-        if body:
-            self._body.append(body)
+        pieces = self._body
+        if len(pieces) < _PIECES:
+            pieces.append(body)
+        elif len(pieces) == _PIECES:
+            pieces.append(bytearray(body))
+        else:
+            pieces[_PIECES] += body
 
     def on_message_complete(self) -> None:
         parser = self._parser
         exchange = Exchange(self, parser.get_method(), self._target, self._headers)
-        exchange.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        pieces = self._body
+        exchange.body = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         exchange.close = not parser.should_keep_alive()
         old = parser.get_http_version() == "1.0"
         self._clear()
@@ -497,7 +504,7 @@ class ServerProtocol(asyncio.Protocol):
     def _send_refusal(self) -> None:
         error, self._refusal = self._refusal, None
         transport = self.transport
-        if error is None or transport is None:
+        if error is None or transport is None or transport.is_closing():
             return
         exchange = Exchange(self, b"", b"", {})
         exchange.close, self.old = True, False
