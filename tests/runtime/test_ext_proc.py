@@ -284,16 +284,20 @@ async def test_a_held_request_is_decided_anew() -> None:
         assert p.metric("held") == 0
 
 
-async def test_data_goes_only_where_it_may() -> None:
+def zoned() -> dict[str, Any]:
+    """A fleet of a replica in the US and one in the EU, and a tenant whose data stay in the EU."""
     backends = [FakeBackend(), FakeBackend()]
     for backend in backends:
         backend.url = "http://127.0.0.1:9"  # `serving` puts its own there
-    fleet = fleet_of(backends)
-    zones = [{"region": "us"}, {"region": "eu"}]
-    groups = [g.model_copy(update=zone) for g, zone in zip(fleet.replicas, zones, strict=True)]
-    fleet = Fleet.model_validate(fleet.model_copy(update={"replicas": groups}).model_dump(exclude_unset=True))
+    described = fleet_of(backends).model_dump(exclude_unset=True)
+    for group, region in zip(described["replicas"], ("us", "eu"), strict=True):
+        group["region"] = region
     tenants = {"t": GatewayTenant.model_validate({"slo": {"ttft_s": 1, "tpot_s": 1}, "regions": ["eu"]})}
-    async with picking(Prefer(0, 1), fleet=fleet, tenants=tenants, fallbacks=1) as p:
+    return {"fleet": Fleet.model_validate(described), "tenants": tenants}
+
+
+async def test_data_goes_only_where_it_may() -> None:
+    async with picking(Prefer(0, 1), **zoned(), fallbacks=1) as p:
         stream = p.stream()
         assert picked(await stream.send(BODY)) == p.endpoints[1]
         await stream.close()
@@ -626,7 +630,8 @@ async def behind_envoy(
                 "request_trailer_mode": "SEND",
                 "response_trailer_mode": "SEND",
             }
-        manager["http_filters"][0]["typed_config"]["processing_mode"] |= modes or {}
+        [ext_proc] = [f for f in manager["http_filters"] if f["name"] == "envoy.filters.http.ext_proc"]
+        ext_proc["typed_config"]["processing_mode"] |= modes or {}
         if fallbacks:
             retrying(manager, fleet, p.endpoints)
         config["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}}
@@ -711,6 +716,16 @@ async def test_envoy_gives_the_error_of_a_shed_request(duplex: bool) -> None:
             assert int(response.headers["Retry-After"]) >= 1
             assert (await response.json())["error"]["code"] == "shed"
         assert not p.served.backends[0].bodies
+
+
+@needs_envoy
+@pytest.mark.parametrize("path", [PATH, "/elsewhere"])
+async def test_a_client_of_envoy_does_not_say_where_to(path: str) -> None:
+    async with behind_envoy(Prefer(0, 1), **zoned()) as (p, client):
+        async with client.post(path, json=BODY, headers={DESTINATION: p.endpoints[0]}) as response:
+            assert response.status == (200 if path == PATH else 404)
+        assert not p.served.backends[0].bodies
+        assert len(p.served.backends[1].bodies) == (path == PATH)
 
 
 @needs_envoy
