@@ -133,8 +133,10 @@ class Picking:
 
 
 @asynccontextmanager
-async def picking(policy: object, count: int = 2, *, fallbacks: int = 0, **options: object) -> AsyncIterator[Picking]:
-    server = PickerServer(ExtProcConfig(port=0, fallbacks=fallbacks), 1 << 20)
+async def picking(
+    policy: object, count: int = 2, *, fallbacks: int = 0, watch: float = 1.0, **options: object
+) -> AsyncIterator[Picking]:
+    server = PickerServer(ExtProcConfig(port=0, fallbacks=fallbacks, watch=watch), 1 << 20)
     try:
         async with serving(policy, count, **options) as served:  # type: ignore[arg-type]
             await server.start(served.gateway)
@@ -488,6 +490,35 @@ async def test_an_answer_whose_body_is_not_shown_counts_as_the_mean() -> None:
         assert p.gateway.scheduler.inflight(0) == 0
 
 
+async def test_only_the_wanted_share_of_streams_is_looked_at() -> None:
+    async with picking(Prefer(0, 1), watch=0.5) as p:
+        looked = []
+        for _ in range(4):
+            stream = p.stream()
+            await stream.send(STREAMED)
+            answer = await stream.responds(kind="text/event-stream")
+            looked.append(not answer.HasField("mode_override"))
+            if looked[-1]:
+                for piece in STREAM:
+                    await stream.shows(piece)
+            assert p.gateway.scheduler.inflight(0) == (not looked[-1])
+            await stream.close()
+        assert looked == [False, True] * 2
+        assert p.metric("requests_total", tenant="strict", outcome="done") == 4
+        assert p.metric("ttft_seconds_count", tenant="strict") == 2
+
+
+async def test_a_proxy_that_shows_events_all_the_same_is_answered() -> None:
+    async with picking(Prefer(0, 1), watch=0.0) as p:
+        stream = p.stream()
+        await stream.send(STREAMED)
+        await stream.responds(kind="text/event-stream")
+        for piece in STREAM:
+            assert (await stream.shows(piece)).WhichOneof("response") == "response_body"
+        await stream.close()
+        assert p.metric("output_tokens_total", replica="r0") == 3
+
+
 async def test_a_stream_without_done_is_a_failure() -> None:
     async with picking(Prefer(0, 1)) as p:
         stream = p.stream()
@@ -791,9 +822,11 @@ async def test_what_is_sent_to_a_replica_that_goes_down_is_answered() -> None:
 
 
 @needs_envoy
-async def test_without_the_bodies_of_responses_the_end_is_still_seen() -> None:
-    modes = {"response_body_mode": "NONE"}
-    async with behind_envoy(Prefer(0, 1), modes=modes) as (p, client):
+@pytest.mark.parametrize(
+    "options", [{"modes": {"response_body_mode": "NONE"}}, {"watch": 0.0}], ids=["no bodies", "not watched"]
+)
+async def test_without_the_bodies_of_responses_the_end_is_still_seen(options: dict[str, Any]) -> None:
+    async with behind_envoy(Prefer(0, 1), **options) as (p, client):
         p.served.backends[0].hold = asyncio.Event()
         async with client.post(PATH, json=STREAMED) as response:
             await response.content.readuntil(b"\n\n")

@@ -31,9 +31,15 @@ def picking(part: str, endpoints: str, headers: Mapping[str, str]) -> Any:
     return answer
 
 
-def named(replica: str) -> bytes:
-    """The answer to the head of a response: the client is told which replica it comes from."""
+def named(replica: str, shown: bool) -> bytes:
+    """The answer to the head of a response: the client is told which replica it comes from.
+
+    shown: the proxy goes on to show the body.
+    """
     answer = messages.ProcessingResponse()
+    if not shown:
+        answer.mode_override.response_body_mode = messages.NONE
+        answer.mode_override.SetInParent()
     messages.set_header(answer.response_headers.response.header_mutation, "x-steersman-replica", replica.encode())
     return bytes(answer.SerializeToString())
 

@@ -17,4 +17,7 @@ class ExtProcConfig(Model):
     fallbacks: int = Field(
         default=0, ge=0, le=8, description="further endpoints that Envoy may retry on, where its cluster can (docs)"
     )
+    watch: float = Field(
+        default=1.0, ge=0, le=1, description="share of streams whose events are looked at; needs allow_mode_override"
+    )
     resolve_s: float = Field(default=10.0, gt=0, description="between look-ups of replicas that are known by name")

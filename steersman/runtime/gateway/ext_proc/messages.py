@@ -68,6 +68,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "body": (3, "bytes"),
         "details": (5, "string"),
     },
+    "ProcessingMode": {"response_body_mode": (4, "int32")},
     "ProcessingResponse": {
         "request_headers": (1, "PartResponse|response"),
         "response_headers": (2, "PartResponse|response"),
@@ -77,6 +78,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
         "response_trailers": (6, "TrailersResponse|response"),
         "immediate_response": (7, "ImmediateResponse|response"),
         "dynamic_metadata": (8, "Struct"),
+        "mode_override": (9, "ProcessingMode"),
     },
     "HealthCheckRequest": {"service": (1, "string")},  # of grpc.health.v1
 }

@@ -7,6 +7,7 @@ from typing import Protocol
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import answers
+from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
 
 _REMEMBERED = 1024  # answers
@@ -27,15 +28,16 @@ class Waiting(Protocol):
 class Picker:
     """Shared by all sessions."""
 
-    def __init__(self, gateway: Gateway, endpoints: Endpoints, fallbacks: int, body_bytes: int) -> None:
-        """fallbacks: further endpoints named for a request; body_bytes: bound on its body."""
+    def __init__(self, gateway: Gateway, endpoints: Endpoints, config: ExtProcConfig, body_bytes: int) -> None:
+        """body_bytes: bound on the body of a request."""
         self.gateway = gateway
         self.endpoints = endpoints
-        self.fallbacks = fallbacks
+        self.fallbacks = config.fallbacks
+        self._watch, self._due = config.watch, 0.0
         self.body_bytes = body_bytes
         self.sessions: set[Waiting] = set()
         self._picked: dict[tuple[str, int, str], bytes] = {}
-        self._named = [answers.named(name) for name in gateway.pool.names]
+        self._named = [tuple(answers.named(name, shown) for shown in (False, True)) for name in gateway.pool.names]
         gateway.on_down = self.went_down
 
     def picked(self, part: str, replica: int, endpoints: str) -> bytes:
@@ -49,9 +51,17 @@ class Picker:
             found = self._picked[key] = message.SerializeToString()
         return found
 
-    def named(self, replica: int) -> bytes:
-        """The answer to the head of a replica's response."""
-        return self._named[replica]
+    def named(self, replica: int, shown: bool) -> bytes:
+        """The answer to the head of a replica's response. shown: its body is to be shown."""
+        return self._named[replica][shown]
+
+    def watches(self) -> bool:
+        """Whether the events of the next stream are to be looked at: a share of all, evenly."""
+        self._due += self._watch
+        if self._due < 1.0 - 1e-9:
+            return False
+        self._due -= 1.0
+        return True
 
     def went_down(self, replica: int) -> None:
         """A replica does not answer any more: those that wait for it are told so."""

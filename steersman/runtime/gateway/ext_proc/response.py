@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Collection
 from typing import Any
@@ -23,12 +24,14 @@ class Response:
     """One response. `begin`, `body` and `end` as its parts come; `over` if it ends in another way."""
 
     __slots__ = (
+        "_assumed",
         "_call",
         "_counter",
         "_mode",
         "_parts",
         "_picker",
         "_sent_s",
+        "_shown",
         "_size",
         "_status",
         "_stream",
@@ -41,8 +44,12 @@ class Response:
         self._picker, self._call, self._ticket, self._mode = picker, call, ticket, mode
         self._sent_s = picker.gateway.scheduler.now
         self.begun = False
+        self._shown = mode != messages.NONE
+        self._assumed: asyncio.TimerHandle | None = None
+        if not call.stream or not self._shown:
+            self._assume()
         self._status = 0
-        self._stream = False  # of events that are shown
+        self._stream = False  # of events
         self._counter = EventCounter()
         self._parts: list[bytes] = []
         self._size = 0
@@ -70,15 +77,19 @@ class Response:
             gateway.metrics.error(replica, "status")
             self.over("failed")
         else:
-            if self._mode != messages.NONE and self._status == 200:
+            if self._status == 200:
                 self._stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            if self._stream and self._mode == messages.STREAMED and not self._picker.watches():
+                self._shown = False
+                self._assume()
             if message.response_headers.end_of_stream:
                 self.end()
-        return self._picker.named(replica)
+        return self._picker.named(replica, self._shown or self._mode == messages.NONE)
 
     def body(self, body: Any) -> Collection[bytes]:
         """Some of its body has come. Returns the answers."""
         data = body.body
+        self._shown = True  # also where it was not to be
         if self.open:
             if self._stream:
                 self._events(data)
@@ -121,7 +132,7 @@ class Response:
         """It is whole, or nothing more of it will be shown."""
         if not self.open:
             return
-        if self._stream:  # it ended before [DONE]
+        if self._stream and self._shown:  # it ended before [DONE]
             self._picker.gateway.pool.failed(self._ticket.replica, self._sent_s)
             self._picker.gateway.metrics.error(self._ticket.replica, "cut")
             self.over("failed")
@@ -134,15 +145,25 @@ class Response:
         if outcome in ("done", "rejected"):
             gateway.pool.answered(self._ticket.replica, self._sent_s)
         usage = self._counter.usage
-        if not self._stream and outcome == "done":
-            usage = self._expected() if self._mode == messages.NONE else usage_of(b"".join(self._parts))
+        if outcome == "done" and not self._shown:
+            usage = self._expected()
+        elif outcome == "done" and not self._stream:
+            usage = usage_of(b"".join(self._parts))
         self._parts.clear()
         gateway.over(self._ticket, self._call, outcome, usage)
 
+    def _assume(self) -> None:
+        """The first token does not show: it is taken to come when it was predicted."""
+        scheduler, ticket = self._picker.gateway.scheduler, self._ticket
+        delay_s = max(0.0, ticket.predicted_ttft_s - (scheduler.now - self._sent_s))
+        self._assumed = asyncio.get_running_loop().call_later(delay_s, scheduler.first_token, ticket, True)
+
     def left(self) -> None:
         """The proxy has nothing more to show. What is not over by now was given up by its client."""
+        if self._assumed is not None:
+            self._assumed.cancel()
         gateway = self._picker.gateway
-        if self.begun and self._mode == messages.NONE:
+        if self.begun and not self._shown:
             self.end()  # its body is not shown: nothing says that it broke off
         elif (served := gateway.scheduler.ended(self._ticket, ok=False, left=True)) is not None:
             gateway.ended(self._ticket, "cancelled", served)

@@ -80,7 +80,7 @@ class PickerServer:
         endpoints = Endpoints(gateway.pool)
         await endpoints.refresh()
         self._gateway = gateway
-        self._picker = Picker(gateway, endpoints, self._config.fallbacks, self._body_bytes)
+        self._picker = Picker(gateway, endpoints, self._config, self._body_bytes)
         self._chores = asyncio.create_task(self._resolve(endpoints))
         await self._server.start()
 

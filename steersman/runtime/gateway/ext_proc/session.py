@@ -28,7 +28,6 @@ class Session:
     """One request. `take` each part of it as it comes, and `close` at last, whatever happened."""
 
     __slots__ = (
-        "_assumed",
         "_body",
         "_body_size",
         "_caller",
@@ -62,7 +61,6 @@ class Session:
         self._response: Response | None = None  # from when it was sent on
         self._task: asyncio.Task[Any] | None = None  # while a decision is due
         self._deadline: asyncio.TimerHandle | None = None
-        self._assumed: asyncio.TimerHandle | None = None
         self._refusing: asyncio.Task[None] | None = None
         self.refused = False  # the answers to the last part end the request
         self._given_up = False  # it was ended from here in between, and nothing more counts
@@ -81,7 +79,7 @@ class Session:
             if part == "request_body":
                 return await self._request_body(message.request_body)
             if part == "response_headers" and self._response is not None:
-                self._stop_timers(also_assumed=False)
+                self._stop_deadline()
                 return (self._response.begin(message),)
             if part == "response_trailers" and self._response is not None:
                 self._response.end()
@@ -179,9 +177,6 @@ class Session:
         replica, chosen = decision.replica, self._ranked(decision)
         scheduler.dispatched(ticket, replica)
         self._response = Response(picker, call, ticket, self._response_mode)
-        if not call.stream or self._response_mode == messages.NONE:
-            # The first token does not show: it is taken to come when it was predicted.
-            self._assumed = loop.call_later(ticket.predicted_ttft_s, scheduler.first_token, ticket, True)
         endpoints = self._endpoints(chosen)
         sent = renamed(body, call, gateway.pool.replicas[replica].served_model)
         if self._request_mode == messages.FULL_DUPLEX_STREAMED:
@@ -279,16 +274,14 @@ class Session:
             code="deadline_exceeded",
         )
 
-    def _stop_timers(self, also_assumed: bool = True) -> None:
+    def _stop_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        if also_assumed and self._assumed is not None:
-            self._assumed.cancel()
 
     def close(self) -> None:
         """The proxy has nothing more to show."""
         self._picker.sessions.discard(self)
-        self._stop_timers()
+        self._stop_deadline()
         ticket, caller = self._ticket, self._caller
         if ticket is None or caller is None:
             return
