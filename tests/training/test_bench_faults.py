@@ -66,6 +66,8 @@ def test_an_answer_that_is_expected_is_one() -> None:
 
 def test_a_refusal_is_no_loss_where_no_replica_could_serve() -> None:
     assert asked(status=503, body=error("no_replica"), retry_after=True).fate(may_refuse=True) is Fate.REFUSED
+    assert asked(status=502, body=error("replica_failed")).fate(may_refuse=True) is Fate.REFUSED
+    assert asked(status=500, body=error("internal_error")).fate(may_refuse=True) is Fate.LOST
 
 
 def test_a_gateway_that_was_told_to_end_takes_no_connections() -> None:
