@@ -23,6 +23,7 @@ from steersman.training.bench.machine import machine
 
 RATE = 50.0  # requests a second of the steady load
 BEFORE_S = 1.0  # of load before the fault, after the warm-up
+TOLD_S = 5.0  # whoever cannot be served must be told by then
 QUIET_S = 7.0  # idle connections to replicas are closed by then
 _FATES = (Fate.ANSWERED, Fate.REFUSED, Fate.CUT, Fate.LEFT, Fate.LOST)
 
@@ -123,6 +124,8 @@ def _counted(scenario: Scenario, stage: Stage) -> dict[str, Any]:
     if scenario.cut is not Cut.ANYWHERE:
         well = {r: n for r, n in cut.items() if scenario.cut is Cut.NOWHERE or r != stage.broken.name}
         stage.expect(not well, f"answers broke off that had begun: {well}")
+    told_s = worst_s([a for a, fate in zip(asked, fates, strict=True) if fate is Fate.REFUSED])
+    stage.expect(not told_s > TOLD_S, f"it took {told_s:.1f} s to refuse a request")
     answered = [a for a, fate in zip(asked, fates, strict=True) if fate is Fate.ANSWERED]
     return {"sent": len(asked), **{str(fate): counts[fate] for fate in _FATES}, "worst_s": worst_s(answered)}
 
