@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvloop
 
 from steersman.runtime.errors import UserError
@@ -143,7 +144,8 @@ async def _quiet(stage: Stage, descriptors: int) -> None:
     stage.expect(await gateway.total("inflight") == 0, "requests are counted that are over")
 
 
-SOAK_RATE, SAMPLE_S, LEAVING = 150.0, 1.0, 10  # LEAVING: clients that leave between two samples
+SOAK_RATE, SAMPLE_S, WINDOW = 150.0, 1.0, 10
+LEAVING = 10  # clients that leave between two samples
 
 
 async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -151,7 +153,7 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
     turns = ("cut", "reset", "500", "no-done", "bad-http", "429", "head-only")
     with tempfile.TemporaryDirectory(prefix="steersman-faults-") as folder:
         async with cluster(policy, Path(folder)) as found:
-            load = Load(found.gateway.port, SOAK_RATE)
+            load, before_fds = Load(found.gateway.port, SOAK_RATE), found.gateway.descriptors
             load.start()
             began_s, samples = time.monotonic(), list[tuple[float, float, int]]()
             while (now_s := time.monotonic() - began_s) < seconds:
@@ -164,12 +166,15 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
                 await asyncio.sleep(SAMPLE_S)
             await load.stop()
             stage = Stage(found, load, seconds)
+            await _quiet(stage, before_fds)
             counted = _counted(Scenario("", _nothing, cut=Cut.ANYWHERE), stage)
             return {
                 "name": "soak",
                 **counted,
                 "seconds": seconds,
                 "retried": await found.gateway.total("retries_total"),
+                "descriptors_before": before_fds,
+                "descriptors_after": found.gateway.descriptors,
                 "inflight_after": await found.gateway.total("inflight"),
                 **_slopes(samples),
                 "wrong": stage.wrong,
@@ -191,17 +196,23 @@ async def _nothing(_: Stage) -> None: ...
 
 
 def _slopes(samples: list[tuple[float, float, int]]) -> dict[str, float]:
-    """Growth over the second half, when all that warms up is warm."""
-    import numpy as np
+    """Growth over the second half, when all that warms up is warm: of the least of every `WINDOW` samples.
 
-    half = samples[len(samples) // 2 :]
-    times = np.array([s[0] for s in half])
-    memory, files = np.array([s[1] for s in half]), np.array([s[2] for s in half])
+    What a leak takes is there at the quietest moment, too.
+    """
+    half = np.array(samples[len(samples) // 2 :], float)
+    windows = np.array([part.min(axis=0) for part in np.array_split(half, max(1, len(half) // WINDOW))])
+    times, memory, files = windows.T
     return {
         "memory_first_mib": float(memory[0]),
         "memory_last_mib": float(memory[-1]),
-        "memory_slope_mib_per_hour": float(np.polyfit(times, memory, 1)[0] * 3600),
+        "memory_slope_mib_per_hour": _slope(times, memory),
         "descriptors_first": float(files[0]),
         "descriptors_last": float(files[-1]),
-        "descriptors_slope_per_hour": float(np.polyfit(times, files, 1)[0] * 3600),
+        "descriptors_slope_per_hour": _slope(times, files),
     }
+
+
+def _slope(times_s: np.ndarray, values: np.ndarray) -> float:
+    """An hour; 0 with less than two of them."""
+    return float(np.polyfit(times_s, values, 1)[0] * 3600) if len(times_s) > 1 else 0.0
