@@ -141,9 +141,10 @@ class Relay:
         late, self._swept_s = now - self._swept_s > _LATE_S, now
         if late:
             return
-        for upstream in self._upstreams:
+        well_s, down_s = self.pool.config.read_timeout_s, self.pool.config.down_timeout_s
+        for upstream, health in zip(self._upstreams, self.pool.health, strict=True):
             if upstream is not None:
-                upstream.sweep(now, self.pool.config.read_timeout_s)
+                upstream.sweep(now, well_s if health.healthy else min(well_s, down_s))
 
     def close(self) -> None:
         for upstream in self._upstreams:
