@@ -234,6 +234,9 @@ class Attempt:
             wait_s = busy_s(headers) if status == 429 else None
             self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", wait_s))
             return
+        if status in (401, 403):  # a client's key never gets there: it is the gateway's own that is wrong
+            self._fail(AttemptFailed("denied", f"{name} does not accept the gateway's key (status {status})"))
+            return
         for suspect, sent_s in self._suspects:
             self._relay.pool.failed(suspect, sent_s)
         self._suspects.clear()
