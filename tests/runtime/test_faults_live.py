@@ -118,6 +118,16 @@ async def test_a_stream_that_has_begun_waits_for_a_frozen_replica() -> None:
         assert not s.backends[1].bodies
 
 
+async def test_a_stream_does_not_wait_for_ever_for_a_replica_that_is_down() -> None:
+    async with serving(Prefer(0, 1)) as s, await (await hanging(s, 0, STREAMED)) as response:
+        await response.content.readuntil(b"\n\n")
+        swept(s, *[2.0] * 16)
+        assert s.gateway.inflight == 1
+        s.gateway.pool.health[0].looked(s.gateway.scheduler.now, False)
+        swept(s, *[2.0] * 16)
+        assert b"replica_failed" in await response.read()
+
+
 async def test_all_that_a_dead_replica_held_is_served_and_its_breaker_opens_once() -> None:
     async with serving(Prefer(0, 1), health=HealthConfig(backoff_s=0.05, ramp_s=0.0)) as s:
         asking = [asyncio.create_task(whole(s)) for _ in range(20)]

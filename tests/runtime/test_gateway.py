@@ -188,6 +188,18 @@ async def test_a_rejection_by_the_replica_passes_through_and_is_not_tried_elsewh
         assert s.gateway.pool.status(0) is Status.UP
 
 
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_replica_that_denies_the_gateway_is_not_the_clients_fault(status: int) -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].status = status
+        async with s.client.post(PATH, json=BODY) as response:
+            assert (response.status, response.headers["X-Steersman-Replica"]) == (200, "r1")
+        assert s.metric("errors_total", replica="r0", kind="denied") == 1
+        s.backends[1].status = status
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 502
+
+
 @pytest.mark.parametrize("body", [BODY, STREAMED])
 async def test_a_status_of_500_is_tried_on_another_replica(body: dict[str, object]) -> None:
     async with serving(Prefer(0, 1)) as s:

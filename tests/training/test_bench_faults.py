@@ -66,6 +66,8 @@ def test_an_answer_that_is_expected_is_one() -> None:
 
 def test_a_refusal_is_no_loss_where_no_replica_could_serve() -> None:
     assert asked(status=503, body=error("no_replica"), retry_after=True).fate(may_refuse=True) is Fate.REFUSED
+    assert asked(status=502, body=error("replica_failed")).fate(may_refuse=True) is Fate.REFUSED
+    assert asked(status=500, body=error("internal_error")).fate(may_refuse=True) is Fate.LOST
 
 
 def test_a_gateway_that_was_told_to_end_takes_no_connections() -> None:
@@ -144,13 +146,15 @@ def test_what_went_wrong_is_said_in_sentences() -> None:
 
 
 def test_growth_is_that_of_the_second_half() -> None:
-    samples = [(float(t), 100.0 + max(0, t - 5) + 50.0 * (t == 0), 20) for t in range(10)]
+    peaks = [50.0 * (t % 10 > 0) for t in range(100)]
+    samples = [(float(t), 100.0 + max(0, t - 50) + peak, 20 + int(peak)) for t, peak in enumerate(peaks)]
     slopes = measure._slopes(samples)
     assert slopes["memory_slope_mib_per_hour"] == pytest.approx(3600.0)
     assert slopes["descriptors_slope_per_hour"] == pytest.approx(0.0, abs=1e-6)
     row = dict.fromkeys(("sent", "answered", "retried", "refused", "cut", "lost", "inflight_after"), 0)
+    row |= {"descriptors_before": 1, "descriptors_after": 1}
     soaked = {**row, **slopes, "seconds": 10.0, "worst_s": math.nan}
-    assert soak_table({"machine": "", "policy": "jsed", "soak": [soaked]}).row_count == 12
+    assert soak_table({"machine": "", "policy": "jsed", "soak": [soaked]}).row_count == 13
 
 
 def test_an_unknown_scenario_is_named() -> None:

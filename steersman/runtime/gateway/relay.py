@@ -141,9 +141,10 @@ class Relay:
         late, self._swept_s = now - self._swept_s > _LATE_S, now
         if late:
             return
-        for upstream in self._upstreams:
+        well_s, down_s = self.pool.config.read_timeout_s, self.pool.config.down_timeout_s
+        for upstream, health in zip(self._upstreams, self.pool.health, strict=True):
             if upstream is not None:
-                upstream.sweep(now, self.pool.config.read_timeout_s)
+                upstream.sweep(now, well_s if health.healthy else min(well_s, down_s))
 
     def close(self) -> None:
         for upstream in self._upstreams:
@@ -232,6 +233,9 @@ class Attempt:
         if status >= 500 or status == 429:
             wait_s = busy_s(headers) if status == 429 else None
             self._fail(AttemptFailed("busy" if status == 429 else "status", f"{name} gave status {status}", wait_s))
+            return
+        if status in (401, 403):  # a client's key never gets there: it is the gateway's own that is wrong
+            self._fail(AttemptFailed("denied", f"{name} does not accept the gateway's key (status {status})"))
             return
         for suspect, sent_s in self._suspects:
             self._relay.pool.failed(suspect, sent_s)

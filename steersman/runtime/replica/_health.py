@@ -26,6 +26,9 @@ class HealthConfig(Model):
     backoff_max_s: float = Field(default=30.0, gt=0)
     ramp_s: float = Field(default=10.0, ge=0, description="of slow start after it was away")
     read_timeout_s: float = Field(default=300.0, gt=0, description="longest silence of a replica that owes an answer")
+    down_timeout_s: float = Field(
+        default=30.0, gt=0, description="longest silence in the middle of an answer while the replica is down"
+    )
 
 
 class Status(StrEnum):

@@ -153,10 +153,15 @@ def soak_table(figures: dict[str, Any]) -> Table:
         for key in ("answered", "retried", "refused", "cut", "lost"):
             table.add_row(key, f"{r[key]:,.0f}")
         table.add_row("longest answer (s)", f"{r['worst_s']:.2f}")
-        table.add_row("memory in the second half (MiB)", f"{r['memory_first_mib']:.1f} → {r['memory_last_mib']:.1f}")
+        table.add_row(
+            "least memory of any 10 s, second half (MiB)", f"{r['memory_first_mib']:.1f} → {r['memory_last_mib']:.1f}"
+        )
         table.add_row("its slope (MiB an hour)", f"{r['memory_slope_mib_per_hour']:+.1f}")
-        table.add_row("descriptors in the second half", f"{r['descriptors_first']:.0f} → {r['descriptors_last']:.0f}")
+        table.add_row(
+            "least descriptors of any 10 s, second half", f"{r['descriptors_first']:.0f} → {r['descriptors_last']:.0f}"
+        )
         table.add_row("their slope (an hour)", f"{r['descriptors_slope_per_hour']:+.1f}")
+        table.add_row("descriptors before it and after", f"{r['descriptors_before']} → {r['descriptors_after']}")
         table.add_row("requests counted as in flight at the end", f"{r['inflight_after']:.0f}")
     return table
 

@@ -201,11 +201,12 @@ class Server:
         return b"%s-%08x" % (self._prefix.encode(), self._ids)
 
     async def _sweep(self) -> None:
-        now = self.loop.time()
+        now, late = self.loop.time(), False
         while True:
             await asyncio.sleep(_SWEEP_S)
             before, now = now, self.loop.time()
-            if now - before < _LATE_S:
+            late = now - before >= _LATE_S and not late  # always late is no excuse
+            if not late:
                 for connection in list(self.connections):
                     connection.check(now)
 

@@ -24,7 +24,7 @@ class Fate(StrEnum):
     """What became of a request."""
 
     ANSWERED = "answered"  # in full
-    REFUSED = "refused"  # with 429 or 503, a reason and a time to come again
+    REFUSED = "refused"  # with 429 or 503 and a time to come again, or 502 where no replica can serve it
     CUT = "cut"  # the answer had begun: nobody could save it
     LEFT = "left"  # the client left
     LOST = "lost"
@@ -77,7 +77,7 @@ class Asked:
     def fate(self, expected: Collection[int] = (200,), may_refuse: bool = False, closed_s: float = math.inf) -> Fate:
         """What became of it, where an answer with a status in `expected` is one.
 
-        may_refuse: there was a time when no replica could take it; a refusal says so and is no loss. closed_s: when
+        may_refuse: there was a time when no replica could serve it; what says so is no loss. closed_s: when
         the gateway was told to end: from then on it closes connections.
         """
         if self.left:
@@ -88,6 +88,8 @@ class Asked:
             return Fate.CUT if self.status == 200 and self.body else Fate.LOST
         if self.status in expected:
             return Fate.ANSWERED
+        if may_refuse and self.status == 502:
+            return Fate.REFUSED
         refusals = {"shed", "rate_limit_exceeded", "draining"} | ({"no_replica", "busy"} if may_refuse else set())
         return Fate.REFUSED if self.code in refusals and self.retry_after else Fate.LOST
 

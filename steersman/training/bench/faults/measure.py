@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvloop
 
 from steersman.runtime.errors import UserError
@@ -23,6 +24,7 @@ from steersman.training.bench.machine import machine
 
 RATE = 50.0  # requests a second of the steady load
 BEFORE_S = 1.0  # of load before the fault, after the warm-up
+TOLD_S = 5.0  # whoever cannot be served must be told by then
 QUIET_S = 7.0  # idle connections to replicas are closed by then
 _FATES = (Fate.ANSWERED, Fate.REFUSED, Fate.CUT, Fate.LEFT, Fate.LOST)
 
@@ -123,6 +125,8 @@ def _counted(scenario: Scenario, stage: Stage) -> dict[str, Any]:
     if scenario.cut is not Cut.ANYWHERE:
         well = {r: n for r, n in cut.items() if scenario.cut is Cut.NOWHERE or r != stage.broken.name}
         stage.expect(not well, f"answers broke off that had begun: {well}")
+    told_s = worst_s([a for a, fate in zip(asked, fates, strict=True) if fate is Fate.REFUSED])
+    stage.expect(not told_s > TOLD_S, f"it took {told_s:.1f} s to refuse a request")
     answered = [a for a, fate in zip(asked, fates, strict=True) if fate is Fate.ANSWERED]
     return {"sent": len(asked), **{str(fate): counts[fate] for fate in _FATES}, "worst_s": worst_s(answered)}
 
@@ -140,7 +144,8 @@ async def _quiet(stage: Stage, descriptors: int) -> None:
     stage.expect(await gateway.total("inflight") == 0, "requests are counted that are over")
 
 
-SOAK_RATE, SAMPLE_S, LEAVING = 150.0, 1.0, 10  # LEAVING: clients that leave between two samples
+SOAK_RATE, SAMPLE_S, WINDOW = 150.0, 1.0, 10
+LEAVING = 10  # clients that leave between two samples
 
 
 async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
@@ -148,7 +153,7 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
     turns = ("cut", "reset", "500", "no-done", "bad-http", "429", "head-only")
     with tempfile.TemporaryDirectory(prefix="steersman-faults-") as folder:
         async with cluster(policy, Path(folder)) as found:
-            load = Load(found.gateway.port, SOAK_RATE)
+            load, before_fds = Load(found.gateway.port, SOAK_RATE), found.gateway.descriptors
             load.start()
             began_s, samples = time.monotonic(), list[tuple[float, float, int]]()
             while (now_s := time.monotonic() - began_s) < seconds:
@@ -161,12 +166,15 @@ async def _soak(policy: str, seconds: float, say: Callable[[str], None]) -> dict
                 await asyncio.sleep(SAMPLE_S)
             await load.stop()
             stage = Stage(found, load, seconds)
+            await _quiet(stage, before_fds)
             counted = _counted(Scenario("", _nothing, cut=Cut.ANYWHERE), stage)
             return {
                 "name": "soak",
                 **counted,
                 "seconds": seconds,
                 "retried": await found.gateway.total("retries_total"),
+                "descriptors_before": before_fds,
+                "descriptors_after": found.gateway.descriptors,
                 "inflight_after": await found.gateway.total("inflight"),
                 **_slopes(samples),
                 "wrong": stage.wrong,
@@ -188,17 +196,23 @@ async def _nothing(_: Stage) -> None: ...
 
 
 def _slopes(samples: list[tuple[float, float, int]]) -> dict[str, float]:
-    """Growth over the second half, when all that warms up is warm."""
-    import numpy as np
+    """Growth over the second half, when all that warms up is warm: of the least of every `WINDOW` samples.
 
-    half = samples[len(samples) // 2 :]
-    times = np.array([s[0] for s in half])
-    memory, files = np.array([s[1] for s in half]), np.array([s[2] for s in half])
+    What a leak takes is there at the quietest moment, too.
+    """
+    half = np.array(samples[len(samples) // 2 :], float)
+    windows = np.array([part.min(axis=0) for part in np.array_split(half, max(1, len(half) // WINDOW))])
+    times, memory, files = windows.T
     return {
         "memory_first_mib": float(memory[0]),
         "memory_last_mib": float(memory[-1]),
-        "memory_slope_mib_per_hour": float(np.polyfit(times, memory, 1)[0] * 3600),
+        "memory_slope_mib_per_hour": _slope(times, memory),
         "descriptors_first": float(files[0]),
         "descriptors_last": float(files[-1]),
-        "descriptors_slope_per_hour": float(np.polyfit(times, files, 1)[0] * 3600),
+        "descriptors_slope_per_hour": _slope(times, files),
     }
+
+
+def _slope(times_s: np.ndarray, values: np.ndarray) -> float:
+    """An hour; 0 with less than two of them."""
+    return float(np.polyfit(times_s, values, 1)[0] * 3600) if len(times_s) > 1 else 0.0

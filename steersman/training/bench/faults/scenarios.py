@@ -93,7 +93,7 @@ class Scenario(NamedTuple):
     about: str
     play: Play
     expected: Collection[int] = (200,)  # statuses of an answer
-    may_refuse: bool = False  # there is a time when no replica can take a request
+    may_refuse: bool = False  # there is a time when no replica can serve a request
     cut: Cut = Cut.BROKEN
     openai: bool = False  # requests are sent with that package
 
@@ -273,11 +273,9 @@ SCENARIOS: dict[str, Scenario] = {
     "5xx": Scenario("a replica gives 500 to everything", shows("500"), cut=Cut.NOWHERE),
     "4xx": Scenario("a replica gives 400 to everything", shows("400", None), expected=(200, 400), cut=Cut.NOWHERE),
     "429": Scenario("a replica gives 429 with Retry-After", shows("429"), cut=Cut.NOWHERE),
-    "poison": Scenario("requests come that every replica gives 500 to", poison, expected=(200, 502), cut=Cut.NOWHERE),
-    "all-5xx": Scenario("all replicas give 500", all_500, expected=(200, 502), may_refuse=True, cut=Cut.NOWHERE),
-    "all-down": Scenario(
-        "all replicas are killed, then come back", all_down, expected=(200, 502), may_refuse=True, cut=Cut.ANYWHERE
-    ),
+    "poison": Scenario("requests come that every replica gives 500 to", poison, may_refuse=True, cut=Cut.NOWHERE),
+    "all-5xx": Scenario("all replicas give 500", all_500, may_refuse=True, cut=Cut.NOWHERE),
+    "all-down": Scenario("all replicas are killed, then come back", all_down, may_refuse=True, cut=Cut.ANYWHERE),
     "sigterm": Scenario("the gateway gets SIGTERM, then a replica is killed", terminate),
     "sigterm-stuck": Scenario(
         "the gateway gets SIGTERM while a replica is frozen and a stream takes too long",
