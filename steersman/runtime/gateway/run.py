@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import socket
 import sys
@@ -270,6 +271,7 @@ def _picker(config: GatewayConfig) -> PickerServer | None:
     """The port for Envoy, taken but not answering. What it needs is loaded only where it is asked for."""
     if config.ext_proc is None:
         return None
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said in a sentence of ours
     try:
         from steersman.runtime.gateway.ext_proc.server import PickerServer
     except ImportError as error:
