@@ -36,6 +36,14 @@ Policies = Annotated[
     list[str] | None,
     typer.Option("--policy", help="A heuristic (`steersman policies`), `name?key=value`, a run folder or a bundle."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Play episodes on a Ray cluster; without an address on one of this machine's cores, or of $RAY_ADDRESS.",
+        metavar="[ADDRESS]",
+    ),
+]
 WorkloadOption = Annotated[str, typer.Option("--workload", help="A workload's name or file.")]
 FleetOption = Annotated[str, typer.Option("--fleet", help="A fleet's name or file.")]
 
@@ -52,12 +60,14 @@ def train(
     config: Annotated[str, typer.Argument(help="A training file, or the name of a shipped one.")] = "default",
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.", metavar="RUN")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.", metavar="DIR")] = Path("runs"),
+    ray: Ray = None,
     traces: Traces = None,
     sets: Sets = None,
 ) -> None:
     """Train a policy, compare it with the heuristics on held-out episodes, export it."""
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
+    from steersman.training.cluster.connect import arenas
     from steersman.training.config import TrainingConfig
     from steersman.training.job import check
     from steersman.training.run import Run
@@ -71,12 +81,14 @@ def train(
         path = find_config("training", config)
         settings = validate(TrainingConfig, apply_sets(read_yaml(path), sets or []), str(path))
         check(settings, traces)
-        run = Run.create(runs, settings, path.stem, traces)
-    try:
-        result = run_training(run, console, traces, command=shlex.join(["steersman", *sys.argv[1:]]))
-    except KeyboardInterrupt:
-        console.print(f"\ninterrupted; go on with: [bold]steersman train --resume {run.folder}[/]", highlight=False)
-        raise typer.Exit(130) from None
+    with arenas(ray, console) as made:
+        if resume is None:
+            run = Run.create(runs, settings, path.stem, traces)
+        try:
+            result = run_training(run, console, traces, shlex.join(["steersman", *sys.argv[1:]]), made)
+        except KeyboardInterrupt:
+            console.print(f"\ninterrupted; go on with: [bold]steersman train --resume {run.folder}[/]", highlight=False)
+            raise typer.Exit(130) from None
     console.print(f"\npolicy exported to [bold]{result.bundle}[/]. Next:", highlight=False)
     best = shlex.quote(result.best_heuristic)
     chosen = run.folder if worth_deploying(result.paired) else best
@@ -404,6 +416,7 @@ def benchmark(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted benchmark.", metavar="DIR")] = None,
     out: Annotated[Path, typer.Option(help="Where folders of results go.", metavar="DIR")] = Path("benchmarks"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ray: Ray = None,
     traces: Traces = None,
     sets: Sets = None,
 ) -> None:
@@ -415,6 +428,7 @@ def benchmark(
     from steersman.training.benchmark.plan import Asked, make_plan
     from steersman.training.benchmark.results import write
     from steersman.training.benchmark.tables import show
+    from steersman.training.cluster.connect import arenas
 
     if resume is not None:
         if scenario or policy or workload or fleet or sets:
@@ -426,14 +440,16 @@ def benchmark(
         asked = Asked(tuple(scenario or ()), workload, fleet, tuple(policy or ()), quick, seeds, training_seeds)
         command = shlex.join(["steersman", *sys.argv[1:]])
         made = make_plan(asked, traces, tuple(sets or ()), command)
-        folder = Folder.create(out, asked.name, made)
     shown = Console(stderr=True) if as_json else console
-    shown.print(f"results go to {folder.path}", highlight=False)
-    try:
-        found = run_benchmark(folder, shown)
-    except KeyboardInterrupt:
-        shown.print(f"\ninterrupted; go on with: steersman benchmark --resume {folder.path}", highlight=False)
-        raise typer.Exit(130) from None
+    with arenas(ray, shown) as made_arenas:
+        if resume is None:
+            folder = Folder.create(out, asked.name, made)
+        shown.print(f"results go to {folder.path}", highlight=False)
+        try:
+            found = run_benchmark(folder, shown, made_arenas)
+        except KeyboardInterrupt:
+            shown.print(f"\ninterrupted; go on with: steersman benchmark --resume {folder.path}", highlight=False)
+            raise typer.Exit(130) from None
     results = write(folder, found)
     if as_json:
         print(json.dumps(results))
@@ -486,11 +502,23 @@ def _list(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     console.print(table, highlight=False)
 
 
+def with_address(arguments: list[str]) -> list[str]:
+    """`--ray` with the address `local` where none follows: typer knows no options with an optional value."""
+    made: list[str] = []
+    for i, argument in enumerate(arguments):
+        made.append(argument)
+        following = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if argument == "--ray" and following not in ("auto", "local") and ":" not in following:
+            made.append("local")
+    return made
+
+
 def main() -> None:
     """The `steersman` command: a user's mistake is one sentence and exit code 2."""
     # Before numpy is loaded: episodes are played on all cores already, and results do not depend on their number.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
+    sys.argv = with_address(sys.argv)
     try:
         app()
     except UserError as error:

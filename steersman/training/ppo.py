@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
 from steersman.runtime.network import Architecture
 from steersman.training import tags
+from steersman.training.checkpoint import load, save
 from steersman.training.config import PpoConfig
 from steersman.training.job import SELECTION, Job
 from steersman.training.progress import Stage, stage
@@ -79,9 +81,8 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
     )
     env.seed(seed)
     checkpoint = job.run.checkpoints / f"{algorithm}.zip"
-    if checkpoint.exists():
-        model = KINDS[algorithm][0].load(checkpoint, env=env, device="cpu")
-    else:
+    model: Any = load(checkpoint, lambda file: KINDS[algorithm][0].load(file, env=env, device="cpu"))
+    if model is None:
         model = make(algorithm, env, config, job.config.architecture, seed)
         if start is not None:
             model.policy.scorer.set_weights(start)
@@ -112,8 +113,8 @@ class _Callback(BaseCallback):
         self._started, self._start_steps = time.monotonic(), -1
         self.best_weights, self.best_worth = np.zeros(0), -1.0
         self._best_path = checkpoint.with_suffix(".best.npy")
-        if self._best_path.exists():
-            stored = np.load(self._best_path, allow_pickle=False)
+        stored = load(self._best_path, partial(np.load, allow_pickle=False))
+        if stored is not None:
             self.best_worth, self.best_weights = float(stored[0]), stored[1:]
 
     def consider(self, weights: np.ndarray) -> None:
@@ -121,8 +122,7 @@ class _Callback(BaseCallback):
         worth = float(self._job.arena.values([self._job.learned(weights, self._name)], self._selection, SELECTION)[0])
         if worth > self.best_worth:
             self.best_worth, self.best_weights = worth, weights
-            self._best_path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(self._best_path, np.concatenate([[worth], weights]))
+            save(self._best_path, partial(np.save, arr=np.concatenate([[worth], weights])))
 
     def _on_step(self) -> bool:
         return True
@@ -144,10 +144,7 @@ class _Callback(BaseCallback):
             policy = self._job.learned(weights, self._name)
             self._attainment = self._job.watch(self.num_timesteps, policy, figures).attainment
             self.consider(weights)
-            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._checkpoint.with_suffix(".tmp.zip")
-            self.model.save(temporary)
-            temporary.replace(self._checkpoint)
+            save(self._checkpoint, self.model.save)
         self._shown.advance(
             min(self.num_timesteps, self._steps),
             f"reward {reward:+.4f}  attainment {self._attainment:.1%}  {speed:.0f} steps/s",

@@ -15,6 +15,7 @@ from steersman.training import ppo
 from steersman.training.evaluate import Comparison, compare
 from steersman.training.export import export_bundle
 from steersman.training.job import HELD_OUT, SELECTION, TRAINING, VALIDATION, Job
+from steersman.training.objective import ArenaMaker, local_arena
 from steersman.training.paired import Paired
 from steersman.training.report import comparison_json, comparison_table
 from steersman.training.run import Run, write_json
@@ -32,15 +33,23 @@ class Result:
     bundle: Path
 
 
-def train(run: Run, console: Console, traces: Path | None = None, command: str = "steersman train") -> Result:
+def train(
+    run: Run,
+    console: Console,
+    traces: Path | None = None,
+    command: str = "steersman train",
+    arenas: ArenaMaker = local_arena,
+) -> Result:
     """Run, or go on with, the training that `run` describes. What its folder already has is not repeated.
+
+    arenas: where episodes are played; results do not depend on it.
 
     Raises:
         UserError: workload, fleet or a policy's name is wrong, or the fleet cannot carry the workload at any load.
     """
     torch.set_num_threads(1)
     torch.manual_seed(run.config.seed)
-    job = Job(run, console, traces)
+    job = Job(run, console, traces, arenas)
     try:
         return _train(job, command)
     finally:
