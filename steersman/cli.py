@@ -301,6 +301,30 @@ def training(
         console.print(training_table(figures), highlight=False)
 
 
+@bench.command("ray")
+def bench_ray(
+    workers: Annotated[list[int] | None, typer.Option(help="Numbers of workers; 1, 2 and 4.", min=1)] = None,
+    generations: Annotated[int, typer.Option(help="Of a search, for each number of workers.", min=1)] = 30,
+    ray: Ray = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a search gains by workers of a Ray cluster, and what Ray costs."""
+    import json
+
+    from steersman.training.bench.ray import bench as measure
+    from steersman.training.bench.show import ray_table
+
+    shown = Console(stderr=True, quiet=as_json)
+    figures = measure(workers or [1, 2, 4], generations, ray or "local", shown)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    console.print(ray_table(figures), highlight=False)
+    if figures["overhead"] is not None:
+        console.print(f"overhead of Ray in a generation, one worker: {figures['overhead']:.1%}", highlight=False)
+    console.print(f"drawing an episode, once for each worker: {figures['draw_ms']:.1f} ms", highlight=False)
+
+
 @app.command()
 def calibrate(
     backend: Annotated[

@@ -24,12 +24,17 @@ def stages(run: Path) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text()) for path in (run / "stages").glob("*.json")}
 
 
-def test_a_killed_driver_goes_on_to_the_same_policy(ray_cluster: Any, tmp_path: Path) -> None:
+def training_file(folder: Path) -> Path:
+    """A small training and its files, in `folder`."""
     for name, data in (("fleet", FLEET), ("workload", WORKLOAD)):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(data))
-    files = {"workload": str(tmp_path / "workload.yaml"), "fleet": str(tmp_path / "fleet.yaml")}
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(TRAINING | CHANGES | files))
-    arguments = ["train", str(tmp_path / "small.yaml"), "--runs"]
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(data))
+    files = {"workload": str(folder / "workload.yaml"), "fleet": str(folder / "fleet.yaml")}
+    (folder / "small.yaml").write_text(yaml.safe_dump(TRAINING | CHANGES | files))
+    return folder / "small.yaml"
+
+
+def test_a_killed_driver_goes_on_to_the_same_policy(ray_cluster: Any, tmp_path: Path) -> None:
+    arguments = ["train", str(training_file(tmp_path)), "--runs"]
 
     runs = tmp_path / "killed"
     command = [sys.executable, "-m", "steersman.cli", *arguments, str(runs), "--ray", ray_cluster.address]
@@ -46,3 +51,15 @@ def test_a_killed_driver_goes_on_to_the_same_policy(ray_cluster: Any, tmp_path: 
     assert stages(only_run(runs)) == stages(only_run(tmp_path / "whole"))
     graphs = [(only_run(path) / "bundle" / "policy.onnx").read_bytes() for path in (runs, tmp_path / "whole")]
     assert graphs[0] == graphs[1]
+
+
+def test_a_submitted_job_trains_on_its_cluster(ray_cluster: Any, tmp_path: Path) -> None:
+    file, runs = training_file(tmp_path), tmp_path / "runs"
+    ray = Path(sys.executable).with_name("ray")
+    address = f"http://{ray_cluster.head_node.webui_url}"
+    train = [sys.executable, "-m", "steersman.cli", "train", file, "--runs", runs, "--set", "search.generations=2"]
+    command = [ray, "job", "submit", "--address", address, "--", *train, "--ray"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Ray: 2 workers on 1 node" in done.stdout
+    assert (only_run(runs) / "bundle" / "policy.onnx").is_file()

@@ -63,6 +63,27 @@ def training_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def ray_table(figures: dict[str, Any]) -> Table:
+    """The figures of `ray.bench` for a terminal."""
+    played = f"{figures['generations']} generations of {figures['episodes_per_generation']} episodes"
+    title = f"{figures['machine']}; {played}"
+    columns = ("workers", "ms a generation", "plain loop", "speed-up", "efficiency", "parts", "KB sent to each")
+    table = _table(title, (*columns, "ms an empty part", "MiB a worker"))
+    for row in figures["workers"]:
+        table.add_row(
+            str(row["workers"]),
+            f"{row['generation_s'] * 1000:.0f}",
+            f"{row['plain_s'] * 1000:.0f}",
+            f"{row['speed_up']:.2f}",
+            f"{row['efficiency']:.0%}",
+            f"{row['parts']:.0f}",
+            f"{row['sent_bytes_per_worker'] / 1000:.1f}",
+            f"{row['part_ms']:.2f}",
+            f"{row['worker_mib']:.0f}",
+        )
+    return table
+
+
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for i, column in enumerate(columns):

@@ -19,7 +19,7 @@ from steersman.runtime.requests import REQUEST, Requests
 from steersman.training.drawn import Recipe
 from steersman.training.objective import Arena
 
-CACHE_BYTES = 128 << 20  # of drawn episodes: a hundred of the default workload
+CACHE_BYTES = 256 << 20  # of drawn episodes: two hundred of the default workload, a pool of `steersman train`
 SETTINGS = 4  # workloads and fleets that are kept ready
 
 
@@ -66,6 +66,8 @@ class Worker:
         import ray
 
         chunk: Chunk = pickle.loads(sent)
+        if not len(chunk.jobs):
+            return np.zeros(0)
         workload, arena = self._setting(chunk.setting, setting[0])
         policies = [one.policy() for one in chunk.policies]
         requests = [
