@@ -63,3 +63,14 @@ def test_a_submitted_job_trains_on_its_cluster(ray_cluster: Any, tmp_path: Path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Ray: 2 workers on 1 node" in done.stdout
     assert (only_run(runs) / "bundle" / "policy.onnx").is_file()
+
+
+def test_the_bench_compares_workers_with_the_plain_loop(ray_cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert steersman("bench", "ray", "--workers", "1", "--generations", "1", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)
+    (row,) = figures["workers"]
+    assert row["efficiency"] == pytest.approx(row["speed_up"])
+    assert figures["overhead"] == pytest.approx(1 / row["speed_up"] - 1)
+    assert row["sent_bytes_per_worker"] < 100_000
+    assert steersman("bench", "ray", "--workers", "1", "--generations", "1") == 0
+    assert "overhead of Ray" in capsys.readouterr().out

@@ -6,6 +6,7 @@ workers of a Ray cluster, in turns, and must be worth the same to the last bit.
 
 from __future__ import annotations
 
+import os
 import time
 from importlib.metadata import version
 from typing import Any
@@ -31,7 +32,8 @@ LOAD = 1.2
 def bench(workers: list[int], generations: int, address: str, console: Console) -> dict[str, Any]:
     """Seconds of a generation by the number of workers, as the one JSON object that the command prints.
 
-    speed_up: of the plain loop on one thread. efficiency: speed_up over workers.
+    plain_s, threads_s: the plain loop on one thread, and on as many as there are workers, or cores if these are fewer:
+    what the machine gives at the time. speed_up: of plain_s. efficiency: speed_up over workers.
     """
     from steersman.training.cluster.arena import ClusterArena
 
@@ -49,7 +51,8 @@ def bench(workers: list[int], generations: int, address: str, console: Console) 
                 arena = ClusterArena(fleet, workload, cluster)
                 for _ in range(2 * count):  # every worker compiles, and draws the pool
                     arena.values(population, pool)
-                own, theirs = [], []
+                threads = Arena(fleet, min(count, os.cpu_count() or 1))
+                own, theirs, threaded, cpu_s = [], [], [], _cpu_s(cluster)
                 sent, parts = cluster.sent_bytes, cluster.parts
                 for number in range(generations):
                     episodes = _episodes(pool, number)
@@ -58,16 +61,21 @@ def bench(workers: list[int], generations: int, address: str, console: Console) 
                     assert values.tobytes() == expected.tobytes(), "results depend on where episodes are played"
                     own.append(ray_s)
                     theirs.append(plain_s)
+                    threaded.append(_timed(threads, population, episodes, number)[0])
+                cpu_s = _cpu_s(cluster) - cpu_s
+                threads.close()
                 measured.append(
                     {
                         "workers": count,
                         "generation_s": float(np.mean(own)),
                         "plain_s": float(np.mean(theirs)),
+                        "threads_s": float(np.mean(threaded)),
+                        "worker_cpu_s": cpu_s / generations,
                         "speed_up": float(np.sum(theirs) / np.sum(own)),
                         "efficiency": float(np.sum(theirs) / np.sum(own) / count),
                         "parts": (cluster.parts - parts) / generations,
                         "sent_bytes_per_worker": (cluster.sent_bytes - sent) / generations / count,
-                        "part_ms": _part_ms(cluster),
+                        **_parts(cluster),
                         "worker_mib": max(_memory(cluster)),
                         "driver_mib": resident_mib(),
                     }
@@ -103,8 +111,8 @@ def _timed(arena: Arena, population: list[Any], episodes: list[Drawn], seed: int
     return time.perf_counter() - started, values
 
 
-def _part_ms(cluster: Any) -> float:
-    """What a part costs that has nothing to play, one after another."""
+def _parts(cluster: Any) -> dict[str, float]:
+    """What a part costs that has nothing to play: one after another (ms), and as many a second as the driver manages."""
     import pickle
 
     from steersman.training.cluster.cluster import Part
@@ -115,7 +123,17 @@ def _part_ms(cluster: Any) -> float:
     started = time.perf_counter()
     for _ in range(EMPTY):
         cluster.run([empty])
-    return (time.perf_counter() - started) / EMPTY * 1000
+    one_by_one = time.perf_counter() - started
+    started = time.perf_counter()
+    cluster.run([empty] * (5 * EMPTY))
+    return {"part_ms": one_by_one / EMPTY * 1000, "parts_per_s": 5 * EMPTY / (time.perf_counter() - started)}
+
+
+def _cpu_s(cluster: Any) -> float:
+    """CPU time of all workers so far."""
+    import ray
+
+    return float(sum(ray.get([worker.cpu_s.remote() for worker in cluster.workers])))
 
 
 def _memory(cluster: Any) -> list[float]:

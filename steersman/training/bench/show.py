@@ -67,18 +67,21 @@ def ray_table(figures: dict[str, Any]) -> Table:
     """The figures of `ray.bench` for a terminal."""
     played = f"{figures['generations']} generations of {figures['episodes_per_generation']} episodes"
     title = f"{figures['machine']}; {played}"
-    columns = ("workers", "ms a generation", "plain loop", "speed-up", "efficiency", "parts", "KB sent to each")
-    table = _table(title, (*columns, "ms an empty part", "MiB a worker"))
+    columns = ("workers", "ms a generation", "plain loop", "as many threads", "speed-up", "efficiency", "worker CPU ms")
+    table = _table(title, (*columns, "parts", "KB sent to each", "ms an empty part", "empty parts/s", "MiB a worker"))
     for row in figures["workers"]:
         table.add_row(
             str(row["workers"]),
             f"{row['generation_s'] * 1000:.0f}",
             f"{row['plain_s'] * 1000:.0f}",
+            f"{row['threads_s'] * 1000:.0f}",
             f"{row['speed_up']:.2f}",
             f"{row['efficiency']:.0%}",
+            f"{row['worker_cpu_s'] * 1000:.0f}",
             f"{row['parts']:.0f}",
             f"{row['sent_bytes_per_worker'] / 1000:.1f}",
             f"{row['part_ms']:.2f}",
+            f"{row['parts_per_s']:,.0f}",
             f"{row['worker_mib']:.0f}",
         )
     return table

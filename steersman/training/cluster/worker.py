@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -78,6 +79,10 @@ class Worker:
         if chunk.score is None:
             return [replace(episode, requests=NO_REQUESTS) for episode in played]
         return np.array([chunk.score(episode) for episode in played])
+
+    def cpu_s(self) -> float:
+        """CPU time of its process so far."""
+        return time.process_time()
 
     def resident_mib(self) -> float:
         """Memory of its process."""
