@@ -112,7 +112,7 @@ def _timed(arena: Arena, population: list[Any], episodes: list[Drawn], seed: int
 
 
 def _parts(cluster: Any) -> dict[str, float]:
-    """What a part costs that has nothing to play: one after another (ms), and as many a second as the driver manages."""
+    """What a part costs that has nothing to play: milliseconds one by one, and how many a second the driver manages."""
     import pickle
 
     from steersman.training.cluster.cluster import Part
