@@ -102,6 +102,34 @@ def train(
 
 
 @app.command()
+def tune(
+    space: Annotated[str, typer.Argument(help="A tuning file, or the name of a shipped one.")] = "heuristic",
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted tuning.", metavar="DIR")] = None,
+    out: Annotated[Path, typer.Option(help="Where folders of results go.", metavar="DIR")] = Path("tunings"),
+    ray: Ray = "local",
+    traces: Traces = None,
+    sets: Sets = None,
+) -> None:
+    """Search hyper-parameters, weights of rewards, or a heuristic's numbers, with Ray Tune."""
+    from steersman.training.cluster.connect import joined
+    from steersman.training.tuning.space import load_tuning
+    from steersman.training.tuning.tune import create, table
+    from steersman.training.tuning.tune import tune as run_tuning
+
+    folder = resume or create(out, load_tuning(space, sets or []), Path(space).stem, traces)
+    console.print(f"results go to {folder}", highlight=False)
+    try:
+        with joined(ray or "local", console):
+            rows = run_tuning(folder, console)
+    except KeyboardInterrupt:
+        console.print(f"\ninterrupted; go on with: steersman tune --resume {folder}", highlight=False)
+        raise typer.Exit(130) from None
+    console.print(table(rows), highlight=False)
+    logs = folder / "tensorboard"
+    console.print(f"all trials: {folder / 'trials.csv'}; tensorboard --logdir {logs}", highlight=False)
+
+
+@app.command()
 def evaluate(
     policy: Policies = None,
     workload: WorkloadOption = "default",

@@ -61,15 +61,11 @@ def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architect
     )
 
 
-def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
-    """Train from the scorer weights `start`, or from random ones.
-
-    Returns {"weights", "steps", "worth"}, of the best evaluation. Checkpoints after every evaluation, and goes on from
-    one where it exists.
-    """
-    config, seed = job.config.ppo, job.config.seed
+def environment(job: Job) -> SB3VecEnv:
+    """The environments of a training."""
+    config = job.config.ppo
     loads = [job.load * factor for factor in job.config.loads]
-    env = SB3VecEnv(
+    return SB3VecEnv(
         DispatchVectorEnv(
             config.envs,
             workload=job.workload,
@@ -79,6 +75,21 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
             duration_s=job.config.episode_s,
         )
     )
+
+
+def silent() -> Logger:
+    """A logger that keeps its values to itself."""
+    return Logger(None, [])
+
+
+def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
+    """Train from the scorer weights `start`, or from random ones.
+
+    Returns {"weights", "steps", "worth"}, of the best evaluation. Checkpoints after every evaluation, and goes on from
+    one where it exists.
+    """
+    config, seed = job.config.ppo, job.config.seed
+    env = environment(job)
     env.seed(seed)
     checkpoint = job.run.checkpoints / f"{algorithm}.zip"
     model: Any = load(checkpoint, lambda file: KINDS[algorithm][0].load(file, env=env, device="cpu"))
@@ -86,7 +97,7 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
         model = make(algorithm, env, config, job.config.architecture, seed)
         if start is not None:
             model.policy.scorer.set_weights(start)
-    model.set_logger(Logger(None, []))
+    model.set_logger(silent())
     with stage(job.console, algorithm, config.steps) as shown:
         callback = _Callback(job, shown, algorithm, checkpoint)
         callback.consider(model.policy.scorer.get_weights() if start is None else start)

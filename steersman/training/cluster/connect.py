@@ -39,29 +39,38 @@ def arenas(address: str | None, console: Console, workers: int | None = None) ->
 
 @contextmanager
 def connected(address: str, console: Console, workers: int | None = None) -> Iterator[Any]:
-    """A `Cluster` of `workers`, by default one for each core. Arguments and errors as `arenas`.
+    """A `Cluster` of `workers`, by default one for each core. Arguments and errors as `arenas`."""
+    with joined(address, console, workers) as ray:
+        from steersman.training.cluster.cluster import Cluster
 
-    Ray is left as it was found: what was running goes on.
-    """
-    ray = _ray()
-    mine = not ray.is_initialized()
-    if mine:
-        _start(ray, address, console, workers)
-    from steersman.training.cluster.cluster import Cluster
-
-    cluster = None
-    try:
         count = workers or int(ray.cluster_resources().get("CPU", 1))
         with console.status(f"starting {count} workers …"):
             cluster = Cluster(count)
-            while not cluster.await_workers(START_S):
-                console.print("no worker has started yet: the cluster has no core to give", highlight=False)
+            try:
+                while not cluster.await_workers(START_S):
+                    console.print("no worker has started yet: the cluster has no core to give", highlight=False)
+            except BaseException:
+                cluster.close()
+                raise
         nodes = sum(1 for node in ray.nodes() if node["Alive"])
         console.print(f"Ray: {cluster.ready} workers on {nodes} node{'s' * (nodes > 1)}", highlight=False)
-        yield cluster
+        try:
+            yield cluster
+        finally:
+            if ray.is_initialized():
+                cluster.close()
+
+
+@contextmanager
+def joined(address: str, console: Console, cores: int | None = None) -> Iterator[Any]:
+    """The module `ray`, connected. Arguments and errors as `arenas`. Ray is left as it was found."""
+    ray = _ray()
+    mine = not ray.is_initialized()
+    if mine:
+        _start(ray, address, console, cores)
+    try:
+        yield ray
     finally:
-        if cluster is not None and ray.is_initialized():
-            cluster.close()
         if mine:
             ray.shutdown()
 
