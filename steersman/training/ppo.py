@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
 from steersman.runtime.network import Architecture
 from steersman.training import tags
+from steersman.training.best import Best
 from steersman.training.checkpoint import load, save
 from steersman.training.config import PpoConfig
-from steersman.training.job import SELECTION, Job
+from steersman.training.job import Job
 from steersman.training.progress import Stage, stage
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -100,40 +100,28 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
     model.set_logger(silent())
     with stage(job.console, algorithm, config.steps) as shown:
         callback = _Callback(job, shown, algorithm, checkpoint)
-        callback.consider(model.policy.scorer.get_weights() if start is None else start)
+        callback.best.consider(model.policy.scorer.get_weights() if start is None else start)
         left = config.steps - model.num_timesteps
         if left > 0:
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
     env.close()
     return {
-        "weights": callback.best_weights.tolist(),
+        "weights": callback.best.weights.tolist(),
         "steps": int(model.num_timesteps),
-        "worth": callback.best_worth,
+        "worth": callback.best.worth,
     }
 
 
 class _Callback(BaseCallback):
-    """Progress, evaluation, the best weights so far, and checkpoints."""
+    """Progress, evaluation, and checkpoints."""
 
     def __init__(self, job: Job, shown: Stage, name: str, checkpoint: Path) -> None:
         super().__init__()
         self._job, self._shown, self._name, self._checkpoint = job, shown, name, checkpoint
         self._steps = job.config.ppo.steps
-        self._selection = job.episodes(SELECTION, 2 * len(job.config.loads))
+        self.best = Best(job, name, checkpoint.with_suffix(".best.npy"))
         self._rollouts, self._attainment = 0, 0.0
         self._started, self._start_steps = time.monotonic(), -1
-        self.best_weights, self.best_worth = np.zeros(0), -1.0
-        self._best_path = checkpoint.with_suffix(".best.npy")
-        stored = load(self._best_path, partial(np.load, allow_pickle=False))
-        if stored is not None:
-            self.best_worth, self.best_weights = float(stored[0]), stored[1:]
-
-    def consider(self, weights: np.ndarray) -> None:
-        """Keep `weights` if they are the best on the selection episodes."""
-        worth = float(self._job.arena.values([self._job.learned(weights, self._name)], self._selection, SELECTION)[0])
-        if worth > self.best_worth:
-            self.best_worth, self.best_weights = worth, weights
-            save(self._best_path, partial(np.save, arr=np.concatenate([[worth], weights])))
 
     def _on_step(self) -> bool:
         return True
@@ -154,7 +142,7 @@ class _Callback(BaseCallback):
             weights = self.model.policy.scorer.get_weights()  # type: ignore[union-attr,operator]
             policy = self._job.learned(weights, self._name)
             self._attainment = self._job.watch(self.num_timesteps, policy, figures).attainment
-            self.consider(weights)
+            self.best.consider(weights)
             save(self._checkpoint, self.model.save)
         self._shown.advance(
             min(self.num_timesteps, self._steps),
