@@ -329,6 +329,29 @@ def training(
         console.print(training_table(figures), highlight=False)
 
 
+@bench.command("rllib")
+def bench_rllib(
+    rounds: Annotated[int, typer.Option(help="Iterations of either.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Frames per CPU second of RLlib's PPO on the simulator, and on CartPole."""
+    import json
+
+    from steersman.training.bench.show import rllib_table
+
+    try:
+        from steersman.training.bench.rllib import bench as measure
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"bench rllib needs {error.name}; install it with: pip install 'steersman[train,rllib]'"
+        ) from None
+    figures = measure(rounds, Console(stderr=True, quiet=as_json))
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(rllib_table(figures), highlight=False)
+
+
 @bench.command("ray")
 def bench_ray(
     workers: Annotated[list[int] | None, typer.Option(help="Numbers of workers; 1, 2 and 4.", min=1)] = None,

@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 # Seconds of a call, by rank.
-REPLICAS = (("fast", 0.02), ("middle", 0.05), ("slow", 0.4))
+REPLICAS = (("fast", 0.02), ("middle", 0.05), ("slow", 0.2))
 
 
 class Model:

@@ -20,9 +20,12 @@ from steersman.training import tags
 from steersman.training.best import Best
 from steersman.training.checkpoint import load, save
 from steersman.training.cluster.connect import LOCAL, joined
+from steersman.training.config import PpoConfig
 from steersman.training.job import Job
 from steersman.training.ppo import EVALUATE_EVERY
 from steersman.training.progress import stage
+
+logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # or it tells that its API is new
 
 ENV, MODULE = "steersman-dispatch", "default_policy"
 SHOWN = {
@@ -59,7 +62,6 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
 
 def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
     """As `ppo.learn`. Ray is started on this machine where this process is not connected to one."""
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # or it tells that its API is new
     with joined(LOCAL, job.console):
         return _learn(job, algorithm, start)
 
@@ -124,10 +126,15 @@ def algorithm_of(job: Job) -> Any:
     }
     register_env(ENV, lambda _: Masked(DispatchEnv(**options)))
     network = {"architecture": job.config.architecture.model_dump(mode="json"), "sharpness": config.sharpness}
-    untyped: Any = PPOConfig
-    made = (
-        untyped()
-        .environment(ENV)
+    spec = RLModuleSpec(module_class=ScorerModule, model_config=network)
+    return numbers(config, job.config.seed).environment(ENV).rl_module(rl_module_spec=spec).build_algo()
+
+
+def numbers(config: PpoConfig, seed: int) -> Any:
+    """RLlib's PPOConfig with the numbers of `config`, without environment and network."""
+    made: Any = PPOConfig
+    return (
+        made()
         .framework("torch")
         .env_runners(
             num_env_runners=config.runners,
@@ -137,7 +144,6 @@ def algorithm_of(job: Job) -> Any:
             rollout_fragment_length=config.rollout,
         )
         .learners(num_learners=0)
-        .rl_module(rl_module_spec=RLModuleSpec(module_class=ScorerModule, model_config=network))
         .training(
             lr=config.learning_rate,
             gamma=config.gamma,
@@ -152,9 +158,8 @@ def algorithm_of(job: Job) -> Any:
             minibatch_size=config.batch,
             num_epochs=config.epochs,
         )
-        .debugging(seed=job.config.seed, log_level="ERROR")
+        .debugging(seed=seed, log_level="ERROR")
     )
-    return made.build_algo()
 
 
 def curves(result: dict[str, Any]) -> dict[str, float]:

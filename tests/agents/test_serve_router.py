@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+
+from steersman.runtime.network import Architecture, parameters
+from steersman.runtime.observation import COLUMN
+from steersman.training.export import export_bundle
 
 serve = pytest.importorskip("ray.serve")
 
@@ -27,7 +32,7 @@ FLEET = {
         )
     ],
 }
-CALLS, AT_ONCE = 60, 3
+CALLS, AT_ONCE = 40, 3
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +70,26 @@ def played(name: str, **router: Any) -> tuple[Counter[str], list[float]]:
     return answers, latencies
 
 
+def bundle(folder: Path) -> Path:
+    """A scorer that wants a short time per token, and few requests before it."""
+    architecture = Architecture(gates=())
+    weights = np.zeros(parameters(architecture))
+    weights[COLUMN["predicted_tpot"]], weights[COLUMN["inflight"]] = -1.0, -4.0
+    facts: dict[str, Any] = {"fleet": {}, "workload": {}, "command": "", "seeds": {}, "scorecard": {}}
+    export_bundle(folder, architecture=architecture, weights=weights, name="quickest", **facts)
+    return folder
+
+
 @pytest.mark.filterwarnings("ignore")  # Ray Serve's own
-def test_it_sends_less_to_the_slow_replica_than_power_of_two(instance: None, tmp_path: Path) -> None:
+def test_a_bundle_is_quicker_than_power_of_two(instance: None, tmp_path: Path) -> None:
     (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(FLEET))
-    ours, _ = played(
+    ours, latencies_s = played(
         "ours",
         request_router_class="steersman.agents.serve_router:PolicyRouter",
-        request_router_kwargs={"policy": "jsed", "fleet": str(tmp_path / "fleet.yaml")},
+        request_router_kwargs={"policy": str(bundle(tmp_path / "bundle")), "fleet": str(tmp_path / "fleet.yaml")},
     )
-    theirs, _ = played("theirs")
+    theirs, their_latencies_s = played("theirs")
     assert sum(ours.values()) == sum(theirs.values()) == CALLS
     assert ours["slow"] < theirs["slow"]
     assert ours["fast"] > theirs["fast"]
+    assert np.mean(latencies_s) < np.mean(their_latencies_s)

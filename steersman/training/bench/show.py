@@ -63,6 +63,17 @@ def training_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def rllib_table(figures: dict[str, Any]) -> Table:
+    """The figures of `rllib.bench` for a terminal."""
+    title = f"{figures['machine']}; {figures['frames']:,} frames in {figures['envs']} environments"
+    table = _table(title, ("environment, under RLlib's PPO", "frames per CPU second"))
+    table.min_width = len(title)
+    table.add_row("the simulator", f"{figures['frames_per_cpu_s']:,.0f}")
+    table.add_row("CartPole", f"{figures['cartpole_frames_per_cpu_s']:,.0f}")
+    table.add_row("ratio", f"{figures['ratio']:.2f}")
+    return table
+
+
 def ray_table(figures: dict[str, Any]) -> Table:
     """The figures of `ray.bench` for a terminal."""
     played = f"{figures['generations']} generations of {figures['episodes_per_generation']} episodes"
