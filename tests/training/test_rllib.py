@@ -75,3 +75,17 @@ def test_a_run_exports_a_bundle_and_leaves_its_curves(ray_cluster: Any, tmp_path
     assert (run / "checkpoints" / "rllib-ppo.pt").exists()
     events = EventAccumulator(str(run / "rllib-ppo")).Reload()
     assert {"train/loss/value", "train/explained_variance"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_it_goes_on_from_its_checkpoint(ray_cluster: Any, tmp_path: Path) -> None:
+    """With all steps done and only the result of the stage lost, the same weights are found without another step."""
+    sets = ("algorithms=[rllib-ppo]", "ppo.steps=256", "ppo.envs=4", "ppo.rollout=64", "ppo.batch=64")
+    changes = [part for one in sets for part in ("--set", one)]
+    assert steersman("train", training_file(tmp_path), "--runs", tmp_path / "runs", *changes) == 0
+    run = only_run(tmp_path / "runs")
+    stage = run / "stages" / "rllib-ppo.json"
+    before = stage.read_text()
+    stage.unlink()
+    assert steersman("train", "--resume", run) == 0
+    assert stage.read_text() == before
