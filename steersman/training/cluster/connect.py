@@ -44,7 +44,7 @@ def connected(address: str, console: Console, workers: int | None = None) -> Ite
         from steersman.training.cluster.cluster import Cluster
 
         count = workers or int(ray.cluster_resources().get("CPU", 1))
-        with console.status(f"starting {count} workers …"):
+        with waiting(console, f"starting {count} workers"):
             cluster = Cluster(count)
             try:
                 while not cluster.await_workers(START_S):
@@ -75,6 +75,17 @@ def joined(address: str, console: Console, cores: int | None = None) -> Iterator
             ray.shutdown()
 
 
+@contextmanager
+def waiting(console: Console, told: str) -> Iterator[None]:
+    """Show that something takes its time: a spinner, or a line where there is no terminal."""
+    if not console.is_terminal:
+        console.print(f"{told} …", highlight=False)
+        yield
+        return
+    with console.status(f"{told} …"):
+        yield
+
+
 def _ray() -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns that this will change
     try:
@@ -95,7 +106,7 @@ def _start(ray: Any, address: str, console: Console, workers: int | None) -> Non
     if address == LOCAL:
         own = {"num_cpus": workers or os.cpu_count(), "include_dashboard": False, "object_store_memory": OBJECTS_BYTES}
     told = "starting Ray on this machine (some 15 s)" if address == LOCAL else f"connecting to Ray at {address}"
-    with console.status(f"{told} …"):
+    with waiting(console, told):
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
