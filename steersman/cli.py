@@ -113,17 +113,18 @@ def tune(
     """Search hyper-parameters, weights of rewards, or a heuristic's numbers, with Ray Tune."""
     from steersman.training.cluster.connect import joined
     from steersman.training.tuning.space import load_tuning
-    from steersman.training.tuning.tune import create, table
+    from steersman.training.tuning.tune import create, opened, table
     from steersman.training.tuning.tune import tune as run_tuning
 
-    folder = resume or create(out, load_tuning(space, sets or []), Path(space).stem, traces)
-    console.print(f"results go to {folder}", highlight=False)
-    try:
-        with joined(ray or "local", console):
+    tuning = opened(resume) if resume is not None else load_tuning(space, sets or [])
+    with joined(ray or "local", console):
+        folder = resume or create(out, tuning, Path(space).stem, traces)
+        console.print(f"results go to {folder}", highlight=False)
+        try:
             rows = run_tuning(folder, console)
-    except KeyboardInterrupt:
-        console.print(f"\ninterrupted; go on with: steersman tune --resume {folder}", highlight=False)
-        raise typer.Exit(130) from None
+        except KeyboardInterrupt:
+            console.print(f"\ninterrupted; go on with: steersman tune --resume {folder}", highlight=False)
+            raise typer.Exit(130) from None
     console.print(table(rows), highlight=False)
     logs = folder / "tensorboard"
     console.print(f"all trials: {folder / 'trials.csv'}; tensorboard --logdir {logs}", highlight=False)

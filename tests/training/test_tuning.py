@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from steersman.runtime.configs import config_files
 from steersman.training.tuning.space import load_tuning
 
 pytest.importorskip("ray")
+
+from steersman.training.tuning.state import keep, recover
 
 SMALL = {"trials": 2, "rounds": 2, "episodes": 2, "seed": 1}
 HEURISTIC = SMALL | {"description": "A heuristic.", "policy": "jsed"}
@@ -90,3 +93,31 @@ def test_a_killed_tuning_goes_on(ray_cluster: Any, tmp_path: Path) -> None:
     assert not (folder / "trials.csv").exists()
     assert steersman("tune", "--resume", folder) == 0
     assert len((folder / "trials.csv").read_text().splitlines()) == 3
+
+
+@pytest.fixture
+def trials(tmp_path: Path) -> Path:
+    (tmp_path / "trials").mkdir()
+    for name in ("tuner.pkl", "callback_states-1.pkl"):
+        (tmp_path / "trials" / name).write_bytes(pickle.dumps(name))
+    (tmp_path / "trials" / "experiment_state-1.json").write_text("{}")
+    return tmp_path / "trials"
+
+
+def test_a_half_written_state_gives_way_to_the_one_before(trials: Path) -> None:
+    keep(trials)
+    (trials / "callback_states-1.pkl").write_bytes(b"")
+    keep(trials)
+    assert recover(trials)
+    assert pickle.loads((trials / "callback_states-1.pkl").read_bytes()) == "callback_states-1.pkl"
+
+
+def test_a_tuning_killed_before_its_first_result_starts_anew(trials: Path) -> None:
+    (trials / "experiment_state-1.json").write_text("{")
+    assert not recover(trials)
+    assert not trials.exists()
+
+
+def test_a_folder_of_something_else_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert steersman("tune", "--resume", tmp_path) == 2
+    assert "not a folder of a tuning" in capsys.readouterr().err

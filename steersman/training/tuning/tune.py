@@ -42,6 +42,18 @@ def create(root: Path, tuning: TuningConfig, name: str, traces: Path | None) -> 
     return folder
 
 
+def opened(folder: Path) -> TuningConfig:
+    """The tuning that an existing folder is for.
+
+    Raises:
+        UserError: it is for none.
+    """
+    path = folder / "tuning.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: not a folder of a tuning (it has no tuning.yaml); name one that was printed")
+    return validate(TuningConfig, read_yaml(path), str(path))
+
+
 def tune(folder: Path, console: Console) -> list[dict[str, Any]]:
     """Run, or go on with, the tuning in `folder`, on the Ray that this process is connected to.
 
@@ -59,18 +71,16 @@ def tune(folder: Path, console: Console) -> list[dict[str, Any]]:
     from ray.tune import RunConfig, TuneConfig, Tuner
 
     from steersman.training.tuning.shown import Progress, show_on
+    from steersman.training.tuning.state import recover
 
-    path = folder / "tuning.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder}: not a folder of a tuning (it has no tuning.yaml); name one that was printed")
-    tuning = validate(TuningConfig, read_yaml(path), str(path))
+    tuning = opened(folder)
     traces = json.loads((folder / "traces.json").read_text(encoding="utf-8"))
     prepared = _prepared(folder, tuning, traces, console)
     trainable = partial(run_trial, tuning=tuning, traces=traces, prepared=prepared)
     kept = str((folder / TRIALS).resolve())
     with stage(console, "tuning", tuning.trials * tuning.rounds) as shown:
-        show_on(shown)
-        if Tuner.can_restore(kept):
+        show_on(shown, Path(kept))
+        if recover(Path(kept)):
             tuner = Tuner.restore(kept, trainable, resume_unfinished=True, restart_errored=True)
         else:
             ranges = tuning.ranges()
