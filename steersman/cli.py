@@ -9,13 +9,17 @@ import sys
 from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from steersman.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from steersman.runtime.admin.client import AdminClient
 
 app = typer.Typer(
     add_completion=False,
@@ -25,6 +29,12 @@ app = typer.Typer(
 )
 bench = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
 app.add_typer(bench, name="bench")
+policy_app = typer.Typer(no_args_is_help=True, help="Push policies to a running gateway, and take them back.")
+app.add_typer(policy_app, name="policy")
+replica_app = typer.Typer(no_args_is_help=True, help="Drain a running gateway's replicas.")
+app.add_typer(replica_app, name="replica")
+keys = typer.Typer(no_args_is_help=True, help="API keys of the gateway's tenants.")
+app.add_typer(keys, name="keys")
 console = Console(width=None if sys.stdout.isatty() else 160)  # a file or a pipe has no width of its own
 
 Traces = Annotated[
@@ -44,8 +54,23 @@ Ray = Annotated[
         metavar="[ADDRESS]",
     ),
 ]
+JournalOption = Annotated[
+    Path | None, typer.Option("--journal", help="A gateway's journal: replay what it recorded.", metavar="DIR")
+]
 WorkloadOption = Annotated[str, typer.Option("--workload", help="A workload's name or file.")]
 FleetOption = Annotated[str, typer.Option("--fleet", help="A fleet's name or file.")]
+Admin = Annotated[
+    str, typer.Option("--admin", envvar="STEERSMAN_ADMIN", help="The gateway's admin port.", metavar="URL")
+]
+ADMIN_URL = "http://127.0.0.1:8081"
+
+
+class Place(StrEnum):
+    """What a pushed policy does."""
+
+    CURRENT = "current"
+    SHADOW = "shadow"
+    CANARY = "canary"
 
 
 class Part(StrEnum):
@@ -61,15 +86,20 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.", metavar="RUN")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.", metavar="DIR")] = Path("runs"),
     ray: Ray = None,
+    journal: JournalOption = None,
     traces: Traces = None,
     sets: Sets = None,
 ) -> None:
-    """Train a policy, compare it with the heuristics on held-out episodes, export it."""
+    """Train a policy, compare it with the heuristics on held-out episodes, export it.
+
+    With --journal, on the recorded traffic and fleet; `--set fleet=NAME` takes another one.
+    """
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
     from steersman.training.cluster.connect import arenas
     from steersman.training.config import TrainingConfig
     from steersman.training.job import check
+    from steersman.training.recorded import keep_journal, told
     from steersman.training.run import Run
     from steersman.training.train import train as run_training
     from steersman.training.train import worth_deploying
@@ -79,11 +109,17 @@ def train(
         traces = traces or run.traces
     else:
         path = find_config("training", config)
-        settings = validate(TrainingConfig, apply_sets(read_yaml(path), sets or []), str(path))
+        recorded = {} if journal is None else dict.fromkeys(("workload", "fleet"), str(journal))
+        settings = validate(TrainingConfig, apply_sets(read_yaml(path) | recorded, sets or []), str(path))
+        if journal is not None:
+            for sentence in told(journal):
+                console.print(sentence, highlight=False)
         check(settings, traces)
     with arenas(ray, console) as made:
         if resume is None:
             run = Run.create(runs, settings, path.stem, traces)
+            if journal is not None:
+                run = keep_journal(run, journal)
         try:
             result = run_training(run, console, traces, shlex.join(["steersman", *sys.argv[1:]]), made)
         except KeyboardInterrupt:
@@ -133,8 +169,11 @@ def tune(
 @app.command()
 def evaluate(
     policy: Policies = None,
-    workload: WorkloadOption = "default",
-    fleet: FleetOption = "default",
+    workload: Annotated[str | None, typer.Option(help="A workload's name or file; default: `default`.")] = None,
+    fleet: Annotated[
+        str | None, typer.Option(help="A fleet's name or file; default: `default`, or the journal's.")
+    ] = None,
+    journal: JournalOption = None,
     load: Annotated[float, typer.Option(help="Multiplies the workload's rate.", min=0.001)] = 1.0,
     episodes: Annotated[int, typer.Option(help="Episodes, each with a seed of its own.", min=1)] = 8,
     seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 3_000_000,
@@ -142,7 +181,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     traces: Traces = None,
 ) -> None:
-    """Compare policies on the same episodes: anything that scores candidates."""
+    """Compare policies on the same episodes: anything that scores candidates.
+
+    With --journal, on a part of the recorded traffic from its beginning to its end, beside what really happened.
+    """
     import json
 
     from steersman.agents.policies import resolve
@@ -152,6 +194,7 @@ def evaluate(
     from steersman.runtime.workload import load_workload
     from steersman.training.evaluate import compare
     from steersman.training.objective import Arena
+    from steersman.training.recorded import Replay
     from steersman.training.report import comparison_json, comparison_table
 
     policies = [
@@ -161,16 +204,32 @@ def evaluate(
     policies = [
         p.with_values(p.values, f"{p.name} #{i}") if names.count(p.name) > 1 else p for i, p in enumerate(policies, 1)
     ]
-    arena = Arena(load_fleet(find_config("fleets", fleet)))
-    source = load_workload(find_config("workloads", workload), traces=traces)
-    requests = [draw(source, arena.fleet, seed + i, load=load, split=split.value) for i in range(episodes)]
+    if journal is not None and workload is not None:
+        raise UserError("--journal is the workload itself; leave out --workload")
+    replayed = None if journal is None else Replay.of(journal, split.value)
+    arena = Arena(load_fleet(find_config("fleets", fleet or journal or "default")))
+    if replayed is not None:
+        requests = [replayed.episode(arena.fleet, load)]
+    else:
+        source = load_workload(find_config("workloads", workload or "default"), traces=traces)
+        requests = [draw(source, arena.fleet, seed + i, load=load, split=split.value) for i in range(episodes)]
     with console.status("playing …") if not as_json else nullcontext():
         comparison = compare(policies, requests, arena, seed)
-    best = max(comparison.summaries, key=lambda s: s.goodput_rps).policy
+    summaries = comparison.summaries
+    best = max(summaries, key=lambda s: s.goodput_rps).policy
+    shown: dict[str, Any] = {}
+    if replayed is not None:
+        summaries.append(replayed.summary())
+        agreement = replayed.agreement(policies, seed)
+        shown = {"journal": replayed.told, "agreement": agreement.plain}
     if as_json:
-        print(json.dumps(comparison_json(comparison.summaries)))
-    else:
-        console.print(comparison_table(comparison.summaries, best, width=console.width))
+        print(json.dumps(comparison_json(summaries) | shown))
+        return
+    for sentence in shown.get("journal", ()):
+        console.print(sentence, highlight=False)
+    console.print(comparison_table(summaries, best, width=console.width))
+    if replayed is not None:
+        console.print(agreement.text, highlight=False)
 
 
 @app.command()
@@ -232,33 +291,196 @@ def explain(
 
 @app.command()
 def serve(
-    fleet: Annotated[str, typer.Option("--fleet", help="A fleet's name or file, with backends.")] = "local",
-    policy: Annotated[str, typer.Option("--policy", help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    config: Annotated[
+        str | None, typer.Option("--config", help="A gateway's name or file; the options below go before its keys.")
+    ] = None,
+    fleet: Annotated[
+        str | None, typer.Option("--fleet", help="A fleet's name or file, with backends. [default: local]")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="A run folder, a bundle, or a heuristic. [default: jsed]")
+    ] = None,
     fallback: Annotated[
-        str, typer.Option(help="The heuristic that decides when the policy cannot.")
-    ] = "least-requests",
+        str | None,
+        typer.Option(help="The heuristic that decides when the policy cannot. [default: least-requests]"),
+    ] = None,
     workload: Annotated[
-        str, typer.Option("--workload", help="Where tenants and their SLOs are read from.")
-    ] = "default",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8080,
+        str | None, typer.Option("--workload", help="Where tenants and their SLOs are read from. [default: default]")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. [default: 8080]", min=0, max=65535)] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Record decisions and outcomes, for train and evaluate.", metavar="DIR")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Write what is served under training's names.", metavar="DIR")
+    ] = None,
+    sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
-    from steersman.agents.policies import serving
+    from steersman.agents.policies import heuristic, is_path, serving
+    from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
+    from steersman.runtime.deployment.store import PolicyStore
     from steersman.runtime.fleet import load_fleet
+    from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies
     from steersman.runtime.gateway import serve as run_gateway
+    from steersman.runtime.observation import candidates_for
+    from steersman.runtime.tenant import Tenant
     from steersman.runtime.workload import load_workload
 
+    path = None if config is None else find_config("gateways", config)
+    given = {"fleet": fleet, "policy": policy, "fallback": fallback, "workload": workload, "host": host, "port": port}
+    values = {} if path is None else read_yaml(path)
+    values |= {key: value for key, value in given.items() if value is not None}
+    if journal is not None:
+        values["journal"] = {**(values.get("journal") or {}), "folder": str(journal)}
+    settings = validate(GatewayConfig, apply_sets(values, sets or []), "serve" if path is None else str(path))
+    tenants = settings.tenants or {
+        name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
+        for name, tenant in load_workload(find_config("workloads", settings.workload)).tenants.items()
+    }
+    served = load_fleet(find_config("fleets", settings.fleet))
+    candidates = candidates_for(len(served.groups))
+    kept_in = None if settings.admin is None else settings.admin.policies
+    store = PolicyStore(kept_in, lambda spec: heuristic(spec).bind(), candidates)
+    bundle = Path(settings.policy) if is_path(settings.policy) else None
+    first = store.prepare_heuristic(settings.policy) if bundle is None else store.prepare_path(bundle)
+    policies = Policies(store, first, bundle)
+    board = None
+    if tensorboard is not None:
+        from steersman.training.live import LiveBoard
+
+        board = LiveBoard(tensorboard)
     code = run_gateway(
-        load_fleet(find_config("fleets", fleet)),
-        serving(policy),
-        serving(fallback),
-        load_workload(find_config("workloads", workload)).tenants,
-        host=host,
-        port=port,
+        settings,
+        served,
+        tenants,
+        policies,
+        serving(settings.fallback, candidates),
+        board=board.write if board else None,
     )
+    if board is not None:
+        board.close()
     raise typer.Exit(code)
+
+
+def _admin(url: str) -> AdminClient:
+    from steersman.runtime.admin.client import AdminClient
+
+    return AdminClient(url, os.environ.get("STEERSMAN_ADMIN_KEY"))
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+
+@policy_app.command()
+def push(
+    policy: Annotated[str, typer.Argument(help="A run folder, a bundle, a heuristic, or a version that was pushed.")],
+    place: Annotated[Place, typer.Option("--as", help="Decide all, decide a share, or only look on.")] = Place.CURRENT,
+    share: Annotated[float | None, typer.Option(help="A canary's share of the requests; 0.1 by default.")] = None,
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """Deploy a policy on a running gateway; it is tested there before it takes a request."""
+    _say(_admin(admin).push(policy, place.value, share))
+
+
+@policy_app.command("list")
+def list_policies(admin: Admin = ADMIN_URL) -> None:
+    """List the policies that a gateway has, the last pushed first."""
+    _list(
+        ("version", "deployed as", "pushed (UTC)", "what it is"),
+        [
+            (p["version"], ", ".join(p["places"]), p["pushed"].partition("+")[0], escape(p["summary"] or p["name"]))
+            for p in _admin(admin).policies()
+        ],
+    )
+
+
+@policy_app.command()
+def rollback(admin: Admin = ADMIN_URL) -> None:
+    """Let the policy decide again that did before."""
+    _say(_admin(admin).rollback())
+
+
+@policy_app.command()
+def promote(admin: Admin = ADMIN_URL) -> None:
+    """Let the canary decide all requests."""
+    _say(_admin(admin).promote())
+
+
+@policy_app.command()
+def stop(
+    place: Annotated[Place, typer.Argument(help="shadow or canary.")],
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """End a shadow or a canary."""
+    if place is Place.CURRENT:
+        raise UserError("the current policy cannot be stopped; push another one, or roll back")
+    _say(_admin(admin).stop(place.value))
+
+
+@replica_app.command()
+def drain(name: Annotated[str, typer.Argument(help="The replica.")], admin: Admin = ADMIN_URL) -> None:
+    """Send a replica no new requests; those in flight go on."""
+    _say(_admin(admin).drain(name))
+
+
+@replica_app.command()
+def resume(name: Annotated[str, typer.Argument(help="The replica.")], admin: Admin = ADMIN_URL) -> None:
+    """Send a drained replica requests again."""
+    _say(_admin(admin).resume(name))
+
+
+@app.command()
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Print one page; as where there is no terminal.")] = False,
+    admin: Admin = ADMIN_URL,
+) -> None:
+    """Watch a running gateway: replicas, tenants, decisions, policies."""
+    from steersman.runtime.admin.top import show, show_once
+
+    client = _admin(admin)
+    if once or not console.is_terminal:
+        show_once(console, client.state)
+        return
+    try:
+        show(console, client.state)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@keys.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    tenant: Annotated[str, typer.Option("--tenant", help="Whose requests it sends.")],
+    file: Annotated[Path, typer.Option("--file", help="The gateway's key file; made where there is none.")] = Path(
+        "keys.yaml"
+    ),
+) -> None:
+    """Make an API key, keep its hash, and print it: it is never shown again."""
+    from steersman.runtime.gateway.keys import add_key
+
+    print(add_key(file, name, tenant))
+    # Beside the key, not after it: KEY=$(steersman keys add …) is what scripts do.
+    print(f"only its hash is kept, in {file}; take the entry out there to revoke it", file=sys.stderr)
+
+
+@app.command()
+def audit(
+    files: Annotated[list[Path], typer.Argument(help="Audit files, in the order in which they were written.")],
+) -> None:
+    """Check that an audit log is whole and unchanged, and that no request went where its data may not go."""
+    from steersman.runtime.gateway.audit import check
+
+    found = check(files)
+    console.print(
+        f"{found.lines} decisions on requests with a rule, {found.dispatched} dispatched, chain unbroken; "
+        f"{found.violations} where the data may not go",
+        highlight=False,
+    )
+    raise typer.Exit(1 if found.violations else 0)
 
 
 @bench.command()
@@ -309,6 +531,95 @@ def decision(
         print(json.dumps(figures))
     else:
         console.print(decision_table(figures), highlight=False)
+
+
+@bench.command()
+def journal(
+    requests: Annotated[int, typer.Option(help="Requests that are journalled.", min=1)] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the decision journal takes: time of a request, CPU of its thread, bytes on disk."""
+    import json
+
+    from steersman.training.bench.journal import bench as measure
+    from steersman.training.bench.show import journal_table
+
+    with console.status("measuring …") if not as_json else nullcontext():
+        figures = measure(requests)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(journal_table(figures), highlight=False)
+
+
+@bench.command()
+def gateway(
+    policy: Annotated[
+        str | None, typer.Option(help="A run folder, a bundle, or a heuristic; by default random weights.")
+    ] = None,
+    peers: Annotated[Path | None, typer.Option(help="Another Python that has peers.", metavar="PYTHON")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A target besides `direct`.", metavar="NAME")] = None,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.", min=0.1)] = 2.0,
+    rounds: Annotated[int, typer.Option(help="Of all targets; medians count.", min=1)] = 3,
+    streams: Annotated[int, typer.Option(help="Held at once while memory is read; 0: none.", min=0)] = 2000,
+    serve_option: Annotated[
+        list[str] | None, typer.Option(help="Passed on to `steersman serve`.", metavar="OPTION")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What the gateway adds to a request and takes for it, beside Envoy, sglang-router and vllm-router."""
+    import json
+
+    from steersman.training.bench.gateway.measure import bench as measure
+    from steersman.training.bench.show import gateway_tables
+
+    told = Console(stderr=True)
+    with told.status("starting …") as status:
+        figures, absent = measure(
+            policy,
+            peers,
+            only or (),
+            seconds=seconds,
+            rounds=rounds,
+            streams=streams,
+            options=serve_option or (),
+            say=status.update,
+        )
+    for sentence in absent:
+        told.print(sentence, highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for table in gateway_tables(figures):
+        console.print(table, highlight=False)
+
+
+@bench.command()
+def faults(
+    policy: Annotated[str, typer.Option(help="A run folder, a bundle, or a heuristic.")] = "jsed",
+    only: Annotated[list[str] | None, typer.Option(help="A scenario; all by default.", metavar="NAME")] = None,
+    seconds: Annotated[float, typer.Option(help="That a fault lasts, at least.", min=0.5)] = 3.0,
+    at_once: Annotated[int, typer.Option(help="Scenarios played at the same time.", min=1)] = 3,
+    soak: Annotated[
+        float, typer.Option(help="In place of scenarios: so long a load, with faults by turns.", metavar="SECONDS")
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What becomes of requests when replicas, clients or the gateway itself break. Ends with 1 if any was lost."""
+    import json
+
+    from steersman.training.bench.faults.measure import bench as measure
+    from steersman.training.bench.show import fault_notes, fault_table, soak_table
+
+    with Console(stderr=True).status("starting …") as status:
+        figures = measure(policy, only or (), seconds=seconds, at_once=at_once, soak_s=soak, say=status.update)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(soak_table(figures) if soak else fault_table(figures), highlight=False)
+        for sentence in fault_notes(figures):
+            console.print(sentence, highlight=False, soft_wrap=True)
+    raise typer.Exit(1 if any(row["wrong"] for row in [*figures["scenarios"], *figures["soak"]]) else 0)
 
 
 @bench.command()

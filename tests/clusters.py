@@ -88,6 +88,8 @@ def _group(rng: np.random.Generator, prefix_tokens: int) -> dict[str, Any]:
         "swap_s_per_token": _one(rng, 0.0, 0.0, GRID_S / 32),
         "host_tokens": int(rng.integers(0, 100)),
         "model": _one(rng, "default", "default", "default", "default", "default", "other"),
+        "region": _one(rng, "here", "here", "there"),
+        "backup": _one(rng, 0, 0, 0, 1),
     }
 
 
@@ -112,6 +114,7 @@ def _requests(rng: np.random.Generator, count: int, prefix_tokens: int, on_grid:
         row["prompt_tokens"], row["output_tokens"] = prompt, output
         row["max_tokens"] = output + _one(rng, 0, 10)
         row["model"] = _one(rng, -1, -1, -1, -1, 0)
+        row["regions"] = _one(rng, 0, 0, 0, 1, 3, 2)  # of two zones, of which a fleet may have one
         row["cancel_s"] = _one(rng, 0, 0, 0, seconds(0.5))
         row["block_start"], row["prompt_blocks"] = len(blocks), prompt // prefix_tokens
         row["block_count"] = (prompt + _one(rng, 0, output)) // prefix_tokens

@@ -70,8 +70,8 @@ class Reference:
     def warm(self) -> None:
         turn = 0
         for request in map(plain, self.requests.before):
-            if any(self.allowed(engine.row, request) for engine in self.engines):
-                while not self.allowed(self.engines[turn % len(self.engines)].row, request):
+            if allowed := self.allowed(request):
+                while turn % len(self.engines) not in allowed:
                     turn += 1
                 self.engines[turn % len(self.engines)].keep(self.path(request)[: request.prompt_blocks])
                 turn += 1
@@ -133,7 +133,7 @@ class Reference:
             outcome.holds += 1
             self.held.append((self.now_s + self.pause_s(self.tenants[request.tenant]), number))
             return
-        if not (0 <= action < len(self.engines) and self.allowed(self.engines[action].row, request)):
+        if action not in self.allowed(request):
             outcome.state = State.SHED
             return
         outcome.replica = action
@@ -149,7 +149,7 @@ class Reference:
         request = self.arrivals[number]
         tenant = self.tenants[request.tenant]
         in_time = self.now_s - request.arrival_s + self.pause_s(tenant) < tenant.ttft_slo_s
-        return in_time and any(self.allowed(engine.row, request) for engine in self.engines)
+        return in_time and bool(self.allowed(request))
 
     def resume(self) -> None:
         """The first of the held requests is decided anew, unless its client has left."""
@@ -163,14 +163,18 @@ class Reference:
         else:
             self.pending = number
 
-    @staticmethod
-    def allowed(row: Any, request: Any) -> bool:
-        return bool(
-            row.up
+    def allowed(self, request: Any) -> list[int]:
+        """The replicas that may take a request: of those that could, the ones of the lowest tier."""
+        rows = [engine.row for engine in self.engines]
+        able = [
+            number
+            for number, row in enumerate(rows)
+            if row.up
             and request.model in (-1, row.model)
-            and (request.regions == 0 or request.regions >> row.region & 1)
+            and (request.regions == 0 or request.regions >> row.zone & 1)
             and request.prompt_tokens + request.max_tokens <= min(row.max_model_len, row.kv_tokens)
-        )
+        ]
+        return [number for number in able if rows[number].tier == min(rows[other].tier for other in able)]
 
     def strike(self, fault: Any) -> None:
         engine = self.engines[fault.replica]

@@ -39,7 +39,15 @@ def test_the_runtime_names_no_learning_library() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["steersman.cli", "steersman.agents.policies", "steersman.runtime.gateway", "steersman.runtime.bundle"]
+    "module",
+    [
+        "steersman.cli",
+        "steersman.agents.policies",
+        "steersman.runtime.gateway",
+        "steersman.runtime.bundle",
+        "steersman.runtime.admin.api",
+        "steersman.runtime.deployment.watch",
+    ],
 )
 def test_serving_loads_no_learning_library(module: str) -> None:
     code = f"import {module}, sys; from steersman.agents.policies import heuristics; heuristics(); print(*sys.modules)"

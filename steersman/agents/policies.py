@@ -26,12 +26,16 @@ def resolve(spec: str) -> CompiledPolicy:
     Raises:
         UserError: there is no such policy, parameter or file, or a value is no number; names the nearest.
     """
-    name, question, query = spec.partition("?")
-    if _is_path(spec):
+    if is_path(spec):
         from steersman.runtime.bundle import load_bundle  # loads ONNX Runtime, which heuristics do not need
 
-        policy: CompiledPolicy = load_bundle(Path(spec))
-        return policy
+        return load_bundle(Path(spec))
+    return heuristic(spec)
+
+
+def heuristic(spec: str) -> CompiledPolicy:
+    """The heuristic that `spec` means, as in `resolve`; never a file."""
+    name, question, query = spec.partition("?")
     policy = plugins.find(KIND, name)
     if not isinstance(policy, CompiledPolicy):
         raise UserError(f"policy {name!r} is a {type(policy).__name__}, not a CompiledPolicy")
@@ -44,16 +48,16 @@ def spec_of(name: str, policy: CompiledPolicy) -> str:
     return name + "?" + "&".join(f"{key}={value:.6g}" for key, value in values)
 
 
-def serving(spec: str) -> Policy:
-    """The policy that `spec` means, in the form for the gateway: of a bundle its ONNX graph. Errors as `resolve`."""
-    if not _is_path(spec):
+def serving(spec: str, candidates: int) -> Policy:
+    """The policy that `spec` means, in the form that decides fastest among so many. Errors as `resolve`."""
+    if not is_path(spec):
         return resolve(spec).bind()
     from steersman.runtime.bundle import load_serving
 
-    return load_serving(Path(spec))
+    return load_serving(Path(spec), candidates)
 
 
-def _is_path(spec: str) -> bool:
+def is_path(spec: str) -> bool:
     """Whether `spec` is meant as a path: it exists or looks like one, and is not the name of a heuristic."""
     if spec.partition("?")[0] in plugins.names(KIND):
         return False

@@ -54,7 +54,8 @@ class PolicyRouter(RequestRouter):
             UserError: one of them is wrong.
         """
         tenants = load_workload(find_config("workloads", workload), traces=Path(traces) if traces else None).tenants
-        self.scheduler = Scheduler(load_fleet(find_config("fleets", fleet)), tenants, serving(policy))
+        self.scheduler = Scheduler(load_fleet(find_config("fleets", fleet)), tenants)
+        self._policy = serving(policy, self.scheduler.candidates)
         self._slots = {name: slot for slot, name in enumerate(self.scheduler.fleet.names)}
         self._estimate = TokenEstimate()
         self._tickets: dict[str, Ticket] = {}
@@ -127,8 +128,7 @@ class PolicyRouter(RequestRouter):
         inflight = np.array([scheduler.inflight(slot) for slot in range(count)], float)
         allowed = scheduler.mask[:count]
         try:
-            assert scheduler.policy is not None
-            scores = np.asarray(scheduler.policy.score(scheduler.rows, scheduler.mask), float)[:count]
+            scores = np.asarray(self._policy.score(scheduler.rows, scheduler.mask), float)[:count]
         except Exception:  # whatever a policy throws, requests go on
             scores = -inflight
         if not np.isfinite(scores[allowed]).all():

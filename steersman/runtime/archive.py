@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from steersman.runtime.errors import UserError
 
@@ -66,19 +68,35 @@ def _check_size(size: int, where: str) -> None:
 
 def _read_zip(path: Path) -> dict[str, bytes]:
     _check_size(path.stat().st_size, str(path))
+    return unpack(path.read_bytes(), str(path))
+
+
+def unpack(data: bytes, where: str) -> dict[str, bytes]:
+    """The bytes of both files of a bundle in the bytes of a zip. `where` names it.
+
+    Raises:
+        UserError: one is missing or too large, or the zip is damaged or unsafe.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
-            _check_entries(entries, path)
-            return {name: _read_entry(archive, _find(entries, name, path), path) for name in FILES}
+            _check_entries(entries, where)
+            return {name: _read_entry(archive, _find(entries, name, where), where) for name in FILES}
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         remedy = "copy it anew or export the policy again"
-        raise UserError(f"{path}: not a bundle's zip, or a damaged one ({error}); {remedy}") from None
+        raise UserError(f"{where}: not a bundle's zip, or a damaged one ({error}); {remedy}") from None
 
 
-def _check_entries(entries: list[zipfile.ZipInfo], path: Path) -> None:
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """A bundle as the bytes of a zip; equal bundles give equal bytes."""
+    buffer = io.BytesIO()
+    _fill_zip(buffer, files)
+    return buffer.getvalue()
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], path: str) -> None:
     if len(entries) > MOST_ENTRIES:
         raise UserError(f"{path}: {len(entries)} entries, but a bundle has {len(FILES)} files; not loaded")
     for entry in entries:
@@ -87,7 +105,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], path: Path) -> None:
             raise UserError(f"{path}: the entry {name!r} points outside of the archive; not loaded")
 
 
-def _find(entries: list[zipfile.ZipInfo], name: str, path: Path) -> zipfile.ZipInfo:
+def _find(entries: list[zipfile.ZipInfo], name: str, path: str) -> zipfile.ZipInfo:
     """The entry `name`, at the top or in one folder: people zip the folder as well as what is in it."""
     found = [e for e in entries if PurePosixPath(e.filename).name == name and e.filename.count("/") <= 1]
     if not found:
@@ -97,7 +115,7 @@ def _find(entries: list[zipfile.ZipInfo], name: str, path: Path) -> zipfile.ZipI
     return found[0]
 
 
-def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> bytes:
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str) -> bytes:
     where = f"{path}/{entry.filename}"
     _check_size(entry.file_size, where)
     with archive.open(entry) as file:
@@ -160,14 +178,18 @@ def _swap(new: Path, path: Path) -> None:
 
 def _write_zip(path: Path, files: Mapping[str, bytes]) -> None:
     with path.open("wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in files.items():
-                # A fixed time: equal bundles are equal files.
-                entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
+        _fill_zip(file, files)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _fill_zip(file: IO[bytes], files: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            # A fixed time: equal bundles are equal files.
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data, zipfile.ZIP_DEFLATED)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -20,10 +20,11 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import Graph, Manifest
 from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, compiled_policy, parameters
 from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, HIGH, LOW, WIDTH
-from steersman.runtime.policy import CompiledPolicy
+from steersman.runtime.policy import CompiledPolicy, Policy
 from steersman.runtime.serving import OnnxPolicy, refuse_other_formats
 
 PROBES = (2, 3, 18)  # candidates of the self-test's observations, hold and shed included
+COMPILED_CANDIDATES = 128  # above, the graph is the faster form (`steersman bench decision`)
 TOLERANCE = 1e-4  # of the largest score: float32 against float64
 
 
@@ -33,6 +34,10 @@ class Bundle(NamedTuple):
     manifest: Manifest
     compiled: CompiledPolicy
     serving: OnnxPolicy
+
+    def fastest(self, candidates: int) -> Policy:
+        """The form that decides fastest among so many candidates; both were found to score alike."""
+        return self.compiled.bind() if candidates <= COMPILED_CANDIDATES else self.serving
 
 
 def write_bundle(
@@ -96,12 +101,20 @@ def load_bundle(path: str | Path) -> CompiledPolicy:
     return open_bundle(path).compiled
 
 
-def load_serving(path: str | Path) -> OnnxPolicy:
-    """The policy of a bundle, as its ONNX graph, for the gateway. Same paths and errors as `open_bundle`."""
-    return open_bundle(path).serving
+def load_serving(path: str | Path, candidates: int) -> Policy:
+    """The policy of a bundle in the form that decides fastest among so many candidates, for the gateway.
+
+    Same paths and errors as `open_bundle`.
+    """
+    return open_bundle(path).fastest(candidates)
 
 
-def _verified(files: Mapping[str, bytes], path: Path) -> Bundle:
+def open_zip(data: bytes, where: str) -> Bundle:
+    """The bundle in the bytes of a zip. `where` names it in errors, which are those of `open_bundle`."""
+    return _verified(archive.unpack(data, where), where)
+
+
+def _verified(files: Mapping[str, bytes], path: Path | str) -> Bundle:
     graph, where = files[archive.GRAPH], f"{path}/{archive.GRAPH}"
     refuse_other_formats(graph, where)
     described = manifest.parse(files[archive.MANIFEST], f"{path}/{archive.MANIFEST}")

@@ -90,7 +90,9 @@ def _clause(model: type[BaseModel], data: Any, problem: Any) -> str:
         return f"{key!r} is required"
     message = problem["msg"].removeprefix("Value error, ")
     value = problem["input"]
-    shown = "" if isinstance(value, (dict, list)) else f" (got {value!r})"
+    # What stands by mistake where the hash of a key should is the key itself.
+    hidden = isinstance(value, (dict, list)) or (location and location[-1].endswith("sha256"))
+    shown = "" if hidden else f" (got {value!r})"
     return f"{key!r}: {message[0].lower()}{message[1:]}{shown}"
 
 

@@ -14,14 +14,14 @@ ROOTS = (Path(__file__).resolve().parents[2] / "configs", Path("configs"))
 
 
 def find_config(folder: str, name: str | Path) -> Path:
-    """The path that `name` means: a file, or the name of one in `configs/<folder>`.
+    """The path that `name` means: a file, the folder of a journal, or the name of a file in `configs/<folder>`.
 
     Raises:
         UserError: there is neither.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file():
+        if not path.is_file() and not (path.is_dir() and any(path.glob("journal-*"))):
             raise UserError(f"{path}: no such file")
         return path
     for root in ROOTS:

@@ -25,7 +25,13 @@ def draw(
         UserError: as `Workload.sample`, or there are requests that no replica can hold, however idle it is.
     """
     requests = workload.sample(
-        seed, load=load, split=split, duration_s=duration_s, models=fleet.models, regions=fleet.regions
+        seed,
+        load=load,
+        split=split,
+        duration_s=duration_s,
+        models=fleet.models,
+        regions=[zone.region for zone in fleet.zones],
+        zones=fleet.zones,
     )
     _check(requests, fleet)
     return requests
@@ -39,7 +45,7 @@ def _check(requests: Requests, fleet: Fleet) -> None:
     most = np.zeros(len(table), np.int64)
     for replica, size in zip(replicas, held, strict=True):
         usable = (table["model"] < 0) | (table["model"] == replica["model"])
-        usable &= (table["regions"] == 0) | ((table["regions"] >> int(replica["region"])) & 1 == 1)
+        usable &= (table["regions"] == 0) | ((table["regions"] >> int(replica["zone"])) & 1 == 1)
         most = np.maximum(most, np.where(usable, size, 0))
     if (tokens > most).any():
         worst = int(np.argmax(tokens - most))

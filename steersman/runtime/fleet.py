@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
@@ -39,10 +39,11 @@ REPLICA = np.dtype(
         ("max_num_seqs", "i4"),
         ("token_budget", "i4"),  # tokens of one iteration, decodes and prefill together
         ("model", "i4"),
-        ("region", "i4"),
+        ("zone", "i4"),  # place in `Fleet.zones`: where it is, and which data it may see
+        ("tier", "i4"),  # a replica is a backup for those of lower tiers
         ("queue", "i4"),  # Queue
         ("batching", "i4"),  # Batching
-        ("up", "i4"),  # 1: may take requests
+        ("up", "i4"),  # 1: may take requests, 0: may not, 2: has as many as it may while it starts slowly
     ],
     align=True,
 )
@@ -83,12 +84,19 @@ class Backend(Model):
     options: dict[str, Any] = Field(default_factory=dict, description="keys of that backend's own model")
 
 
+class Zone(NamedTuple):
+    """Where data may be: a region, and the classes of data that may be seen there."""
+
+    region: str
+    data_classes: frozenset[str]
+
+
 class ReplicaGroup(Model):
     """`count` equal replicas."""
 
     name: str
     count: int = Field(default=1, ge=1, le=1024)
-    profile: str = Field(description="cost profile: a shipped name or a .yaml file")
+    profile: str | CostProfile = Field(description="cost profile: a shipped name, a .yaml file, or its numbers")
     kv_tokens: int = Field(gt=0, description="tokens that the KV cache holds")
     max_model_len: int = Field(default=131072, gt=0)
     max_num_seqs: int = Field(default=256, ge=1)
@@ -97,6 +105,10 @@ class ReplicaGroup(Model):
     lease: Literal["reserved", "on-demand", "spot"] = "on-demand"
     model: str = "default"
     region: str = "default"
+    data_classes: list[str] = Field(default=[], description="classes of data that it may see; others never reach it")
+    backup: int = Field(
+        default=0, ge=0, le=99, description="takes requests only while no replica with a lower number may take them"
+    )
     quality: float = Field(default=1.0, ge=0, description="of its answers, 1: as the reference precision")
     queue: Literal["fcfs", "priority", "edf", "sjf", "vtc"] = Field(
         default="fcfs", description="order of the engine's queue; simulated only"
@@ -119,6 +131,11 @@ class ReplicaGroup(Model):
                 "every running sequence decodes one token per iteration"
             )
         return self
+
+    @property
+    def cost(self) -> CostProfile:
+        """The cost profile. Raises UserError: there is no such profile."""
+        return load_profile(self.profile) if isinstance(self.profile, str) else self.profile
 
 
 class Fault(Model):
@@ -163,6 +180,14 @@ class Fleet(Model):
                 raise ValueError(f"faults.{i}: there is no replica {fault.replica!r}; {hint}")
         return self
 
+    @model_validator(mode="after")
+    def _zones_fit_a_mask(self) -> Fleet:
+        if len(self.zones) > 62:
+            raise ValueError(
+                f"there are {len(self.zones)} combinations of region and data_classes; at most 62 are possible"
+            )
+        return self
+
     @field_validator("block_tokens")
     @classmethod
     def _power_of_two(cls, tokens: int) -> int:
@@ -185,8 +210,33 @@ class Fleet(Model):
         return sorted({group.model for group in self.replicas})
 
     @property
-    def regions(self) -> list[str]:
-        return sorted({group.region for group in self.replicas})
+    def zones(self) -> list[Zone]:
+        """What differs in where data may go, in a fixed order; at most 62 of them."""
+        zones = {Zone(group.region, frozenset(group.data_classes)) for group in self.replicas}
+        return sorted(zones, key=lambda zone: (zone.region, sorted(zone.data_classes)))
+
+    def zone_mask(self, regions: Sequence[str], data_class: str | None) -> int:
+        """The zones in `regions` (none named: any) that may see data of `data_class`, as a bit mask; 0: all of them.
+
+        Raises:
+            ValueError: there is no such region or class in the fleet, or no replica where both are.
+        """
+        zones = self.zones
+        known = sorted({zone.region for zone in zones})
+        for region in regions:
+            if region not in known:
+                raise ValueError(f"the fleet has no region {region!r}; {nearest(region, known)}")
+        classes = sorted({c for zone in zones for c in zone.data_classes})
+        if data_class is not None and data_class not in classes:
+            raise ValueError(f"no replica may see data of class {data_class!r}; {nearest(data_class, classes)}")
+        mask = sum(
+            1 << i
+            for i, zone in enumerate(zones)
+            if (not regions or zone.region in regions) and (data_class is None or data_class in zone.data_classes)
+        )
+        if not mask:
+            raise ValueError(f"no replica in {', '.join(regions)} may see data of class {data_class!r}")
+        return 0 if not regions and data_class is None else mask
 
     @property
     def price_per_hour(self) -> float:
@@ -194,17 +244,18 @@ class Fleet(Model):
 
     def table(self) -> np.ndarray:
         """The fleet as a REPLICA array, (replicas,)."""
-        table = np.zeros(len(self.groups), REPLICA)
+        table, zones = np.zeros(len(self.groups), REPLICA), self.zones
         for row, group in zip(table, self.groups, strict=True):
-            set_profile(row, load_profile(group.profile))
+            set_profile(row, group.cost)
             for name in _COPIED:
                 row[name] = getattr(group, name)
             row["queue"] = Queue[group.queue.upper()]
             row["batching"] = Batching.CONTINUOUS if group.batching == "continuous" else Batching.STATIC
             row["batch_wait_s"] = group.batch_wait_s if group.batching == "dynamic" else 0.0
             row["kv_tokens"] -= row["kv_tokens"] % self.block_tokens
-            row["model"], row["region"] = self.models.index(group.model), self.regions.index(group.region)
-            row["up"] = 1
+            row["model"] = self.models.index(group.model)
+            row["zone"] = zones.index(Zone(group.region, frozenset(group.data_classes)))
+            row["tier"], row["up"] = group.backup, 1
         return table
 
 
@@ -214,7 +265,7 @@ def with_profiles(fleet: Fleet, profiles: Sequence[str]) -> Fleet:
     Raises:
         UserError: there is no such group or profile.
     """
-    chosen = {group.name: group.profile for group in fleet.replicas}
+    chosen: dict[str, str | CostProfile] = {group.name: group.profile for group in fleet.replicas}
     for text in profiles:
         name, equals, profile = text.rpartition("=")
         if equals and name not in chosen:
@@ -237,15 +288,22 @@ def set_profile(row: np.void, profile: CostProfile) -> None:
 
 def read_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
     """As `load_fleet`, but the profiles need not exist yet."""
-    fleet = validate(Fleet, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    path = Path(path)
+    fleet = validate(Fleet, apply_sets(_recorded(path) if path.is_dir() else read_yaml(path), sets or []), str(path))
     duplicates = {name for name in fleet.names if fleet.names.count(name) > 1}
     if duplicates:
         raise UserError(f"{path}: replica names must differ; {sorted(duplicates)[0]!r} stands twice")
     return fleet
 
 
+def _recorded(folder: Path) -> dict[str, Any]:
+    from steersman.runtime.journal.reader import read_journal  # its files hold fleets
+
+    return read_journal(folder).fleet.model_dump(mode="json", exclude_defaults=True)
+
+
 def load_fleet(path: str | Path, sets: list[str] | None = None) -> Fleet:
-    """The fleet in a YAML file.
+    """The fleet in a YAML file, or the one that a journal's folder was recorded on.
 
     Raises:
         UserError: with what is wrong, in which key of which file.

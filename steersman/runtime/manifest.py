@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
@@ -19,6 +20,10 @@ FORMAT = 1  # of the bundle: of this model, the network's formula and its normal
 
 
 Weight = Annotated[float, Field(allow_inf_nan=False, ge=-3.4e38, le=3.4e38)]  # fits float32
+
+
+class SchemaError(UserError):
+    """A policy was trained on an observation that this version does not know."""
 
 
 class Schema(Model):
@@ -54,6 +59,11 @@ class Manifest(Model):
     scorecard: dict[str, JsonValue] = Field(description="held-out figures, baselines included")
     weights: tuple[Weight, ...] = Field(description="as in the graph, for the compiled form")
     sha256: str = Field(default="", description="of the other keys, as `digest` computes it")
+
+    @property
+    def version(self) -> str:
+        """Names this very policy, also as a file: its name and the start of its digest."""
+        return f"{re.sub(r'[^A-Za-z0-9._]+', '-', self.name).strip('.-')[:60] or 'policy'}-{self.sha256[:8]}"
 
     @property
     def vector(self) -> np.ndarray:
@@ -143,7 +153,7 @@ def _check_schema(schema: Schema, where: str) -> None:
         *([f"this version no longer has {', '.join(missing)}"] if missing else []),
         *([f"it does not know {', '.join(added)}"] if added else []),
     ] or ["the features have the same names, but another order, unit, range or meaning"]
-    raise UserError(
+    raise SchemaError(
         f"{where}: the policy was trained on observation schema {schema.version} ({schema.hash}), but this "
         f"version has {ours.version} ({ours.hash}): {'; '.join(differences)}; train it again"
     )

@@ -209,7 +209,7 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[5] = v.running
         row[6] = v.waiting
         row[7] = v.kv_use
-        row[8] = max(0.0, now - v.scraped_at_s)
+        row[8] = min(_BIG, max(0.0, now - v.scraped_at_s))  # a gateway may run for months without metrics
         row[9] = matched[r]
         row[10] = uncached
         row[11] = rep.kv_tokens
@@ -218,7 +218,7 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[13] = budget / iteration_s(rep, 0.0, 0.0, chunk_s(rep, budget, 0.0))
         row[14] = p.decode_step_s
         row[15] = p.prefill_s
-        row[16] = p.ttft_s
+        row[16] = min(1e4, p.ttft_s)  # hours: beyond its range a policy would not be asked at all
         row[17] = p.tpot_s
         row[18] = ttft_slack
         row[19] = tpot_slack
@@ -253,8 +253,8 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row = rows[c]
         row[k] = prompt_tokens
         row[k + 1] = expected
-        row[k + 2] = waited_s
-        row[k + 3] = promise.ttft_slo_s
+        row[k + 2] = min(1e4, waited_s)
+        row[k + 3] = min(1e4, promise.ttft_slo_s)  # batch work may have a day
         row[k + 4] = promise.tpot_slo_s
         row[k + 5] = promise.weight
         row[k + 6] = tv.attainment

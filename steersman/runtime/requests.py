@@ -22,7 +22,7 @@ REQUEST = np.dtype(
         ("priority", "i4"),  # higher is more urgent
         ("model", "i4"),  # index into the fleet's models; -1: any
         ("cancel_s", "f8"),  # its client leaves this long after it arrived; 0: never
-        ("regions", "i8"),  # bit mask over the fleet's regions that may hold its data; 0: any
+        ("regions", "i8"),  # bit mask over the fleet's zones that may hold its data; 0: any
     ],
     align=True,
 )

@@ -7,6 +7,7 @@ a `Ticket`. Not thread-safe: one event loop, one scheduler.
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections import Counter
@@ -14,56 +15,21 @@ from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
-from steersman.runtime import bookkeeping
-from steersman.runtime.bookkeeping import Bookkeeping, new_bookkeeping
-from steersman.runtime.compiled import njit
+from steersman.runtime import bookkeeping, router
+from steersman.runtime.bookkeeping import new_bookkeeping
+from steersman.runtime.deployment import Deployment, Release
+from steersman.runtime.deployment.deployment import LIMIT_S as POLICY_LIMIT_S
 from steersman.runtime.fleet import Fleet
-from steersman.runtime.guard import Reason, guard
+from steersman.runtime.guard import Reason
 from steersman.runtime.holding import pause_s
-from steersman.runtime.observation import COLUMN, WIDTH, candidates_for, encode
-from steersman.runtime.policy import Policy, pick
+from steersman.runtime.observation import COLUMN, WIDTH, candidates_for
+from steersman.runtime.policy import Policy
 from steersman.runtime.pool import Pool
 from steersman.runtime.tenant import Tenant, tenant_table
-from steersman.runtime.ticket import Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
+from steersman.runtime.ticket import NO_REASONS, Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
 
-POLICY_LIMIT_S = 1e-3
+ASSUMED = 10_000  # tickets that wait for an assumed token before those that are over are left out
 _TTFT = COLUMN["predicted_ttft"]
-
-
-@njit
-def _observe(
-    now: float,
-    replicas: np.ndarray,
-    book: Bookkeeping,
-    q: tuple[int, int, int, int, int, int],
-    blocks: np.ndarray,
-    prefix: tuple[int, int, int],
-    waited_s: float,
-    matched: np.ndarray,
-    rows: np.ndarray,
-    mask: np.ndarray,
-    reasons: np.ndarray,
-) -> int:
-    """The simulator's `observe`; `q` is (tenant, prompt, max tokens, model, regions, priority).
-
-    prefix: (place in `blocks`, blocks, tokens of a block).
-    """
-    at, count, block_tokens = prefix
-    tenant, prompt_tokens, max_tokens, model, regions, priority = q
-    for r in range(len(replicas)):
-        matched[r] = bookkeeping.matched_tokens(book, r, blocks, at, count, block_tokens, prompt_tokens)
-    encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, waited_s, priority, rows)
-    promise = book.tenants[tenant].ttft_slo_s
-    return guard(replicas, prompt_tokens, max_tokens, model, regions, promise, waited_s, mask, reasons)
-
-
-@njit
-def _choose(scores: np.ndarray, mask: np.ndarray) -> int:
-    """`pick`, or −1 where the score of an allowed candidate is not finite."""
-    for c in range(len(scores)):
-        if mask[c] and not np.isfinite(scores[c]):
-            return -1
-    return int(pick(scores, mask))
 
 
 class Scheduler:
@@ -81,8 +47,8 @@ class Scheduler:
         self,
         fleet: Fleet,
         tenants: Mapping[str, Tenant],
-        policy: Policy | None = None,
-        fallback: Policy | None = None,
+        policy: Policy | Release | None = None,
+        fallback: Policy | Release | None = None,
         *,
         prefix_block_tokens: int = 64,
         candidates: int | None = None,
@@ -91,21 +57,38 @@ class Scheduler:
     ) -> None:
         self.fleet = fleet
         self.tenants = dict(tenants)
-        self.policy = policy
-        self.fallback = fallback
-        self.policy_limit_s = policy_limit_s
         self.replicas = fleet.table()
         self.candidates = candidates_for(len(self.replicas), candidates)
         self.prefix_block_tokens = prefix_block_tokens
         self.rows = np.zeros((self.candidates, WIDTH), np.float32)
         self.mask = np.zeros(self.candidates, np.bool_)
         self.reasons = np.zeros(self.candidates, np.int8)
-        self.fallbacks: Counter[Fallback] = Counter()
         self._matched = np.zeros(len(self.replicas))
         self._table = tenant_table(self.tenants)
+        self._promises = [(tenant.slo.ttft_s, tenant.slo.tpot_s) for tenant in self.tenants.values()]
         self._clock = clock
+        self.deployment: Deployment | None = None
+        self._caps: dict[int, float] = {}
+        self._assumed: list[tuple[float, int, Ticket, int]] = []  # a heap, by when a first token is taken to come
+        self._numbers = 0
         self._compile()
         self._start()
+        if policy is not None and fallback is not None:
+            self.deployment = Deployment(policy, fallback, self.rows, self.mask, policy_limit_s)
+
+    @property
+    def policy(self) -> Policy | None:
+        """The current policy."""
+        return None if self.deployment is None else self.deployment.current.policy
+
+    @property
+    def fallback(self) -> Policy | None:
+        return None if self.deployment is None else self.deployment.fallback.policy
+
+    @property
+    def fallbacks(self) -> Mapping[Fallback, int]:
+        """Decisions of the fallback, by reason."""
+        return {} if self.deployment is None else self.deployment.fallbacks
 
     @property
     def now(self) -> float:
@@ -117,13 +100,17 @@ class Scheduler:
 
     # Decisions
 
+    def bounded(self, request: LiveRequest) -> LiveRequest:
+        """The request, where it states no limit on its output with the tenant's mean output so far as one."""
+        if request.max_tokens > 0:
+            return request
+        expected = math.ceil(self.book.tenant_views["output_tokens"][request.tenant])
+        return request._replace(max_tokens=max(1, expected))
+
     def arrive(self, request: LiveRequest) -> Ticket:
-        """A request came in. An unstated limit on its output counts as the tenant's mean output so far."""
-        if request.max_tokens <= 0:
-            expected = math.ceil(self.book.tenant_views["output_tokens"][request.tenant])
-            request = LiveRequest(**{**vars(request), "max_tokens": max(1, expected)})
-        now = self.now
-        bookkeeping.arrive(self.book, now, request.tenant)
+        """A request came in; it is `bounded`."""
+        request, now = self.bounded(request), self.now
+        router.arrive(self._a, now, request.tenant)
         return Ticket(request, now)
 
     def observe(self, ticket: Ticket, exclude: Collection[int] = ()) -> int:
@@ -131,69 +118,82 @@ class Scheduler:
 
         exclude: replicas that it has been tried on.
         """
+        if self._assumed:
+            self.catch_up()
+        self._staged = self._stage(ticket.request.keys)
+        full = [r for r, cap in self._caps.items() if self.inflight(r) >= cap and self.replicas["up"][r] == 1]
+        if not full and not exclude:
+            return self._look(ticket, False)
+        up = self.replicas["up"].copy()
+        try:
+            self.replicas["up"][list(exclude)] = 0
+            self.replicas["up"][full] = 2
+            allowed = self._look(ticket, bool(exclude))
+            if not allowed and full:  # rather one that starts slowly than none
+                self.replicas["up"][full] = 1
+                self.replicas["up"][list(exclude)] = 0
+                allowed = self._look(ticket, bool(exclude))
+        finally:
+            self.replicas["up"] = up
+        return allowed
+
+    def _stage(self, keys: np.ndarray) -> int:
+        if not len(keys):
+            return 0
+        before = self._pool.blocks
+        staged = self._pool.stage(keys)
+        if self._pool.blocks is not before:
+            router.set_blocks(self._record, self._pool.blocks)
+        return staged
+
+    def _look(self, ticket: Ticket, again: bool) -> int:
         q, now = ticket.request, self.now
-        self._staged = self._pool.stage(q.keys)
-        allowed = _observe(
-            now,
-            self.replicas,
-            self.book,
-            (q.tenant, q.prompt_tokens, q.max_tokens, q.model, q.regions, q.priority),
-            self._pool.blocks,
-            (self._staged, len(q.keys), q.block_tokens),
-            now - ticket.arrived_s if exclude or ticket.holds else 0.0,
-            self._matched,
-            self.rows,
-            self.mask,
-            self.reasons,
+        return int(
+            router.observe(
+                self._a,
+                now,
+                q.tenant,
+                q.prompt_tokens,
+                q.max_tokens,
+                q.model,
+                q.regions,
+                q.priority,
+                self._staged,
+                len(q.keys),
+                q.block_tokens,
+                now - ticket.arrived_s if again or ticket.holds else 0.0,
+            )
         )
-        for r in exclude:
-            if self.mask[r]:
-                self.mask[r], self.reasons[r] = False, Reason.DOWN
-                allowed -= 1
-        if not allowed:
-            self.mask[-2], self.reasons[-2] = False, Reason.WAITED
-        return int(allowed)
 
     def decide(self, ticket: Ticket, exclude: Collection[int] = ()) -> Decision:
         """Guard, score, pick. The caller carries it out with `dispatched`, `held` or `shed`."""
         if not self.observe(ticket, exclude):
             masked = Counter(Reason(int(reason)) for reason in self.reasons[: len(self.replicas)])
-            return Decision(Kind.REFUSED, -1, "guard", 0.0, None, masked)
-        if self.policy is None or self.fallback is None:
+            return Decision(Kind.REFUSED, -1, "guard", 0.0, None, masked, version="guard")
+        if self.deployment is None:
             raise RuntimeError("this scheduler has no policy and fallback")
-        started = time.perf_counter()
-        choice, failure = self._score(self.policy)
-        elapsed = time.perf_counter() - started
-        if failure is None and elapsed > self.policy_limit_s:
-            failure = Fallback.SLOW
-        name = self.policy.name
-        if failure is not None:
-            self.fallbacks[failure] += 1
-            name = self.fallback.name
-            choice, broken = self._score(self.fallback)
-            if broken is not None:  # nobody scores: the emptiest replica is never a bad answer
-                inflight = np.where(self.mask[: len(self.replicas)], self.book.views["inflight"], np.inf)
-                name, choice = "least-inflight", int(np.argmin(inflight))
+        choice, policy, version, arm, decision_s, failure, scores = self.deployment.decide(ticket)
+        if choice < 0:  # nobody scores: the emptiest replica is never a bad answer
+            inflight = np.where(self.mask[: len(self.replicas)], self.book.views["inflight"], np.inf)
+            policy = version = "least-inflight"
+            choice = int(np.argmin(inflight))
         if choice < len(self.replicas) and self.mask[choice]:
-            return Decision(Kind.DISPATCH, choice, name, elapsed, failure)
+            return Decision(Kind.DISPATCH, choice, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
         if choice == self.candidates - 2 and self.mask[choice]:
-            return Decision(Kind.HOLD, -1, name, elapsed, failure)
-        return Decision(Kind.SHED, -1, name, elapsed, failure, {}, self._retry_after_s(ticket))
+            return Decision(Kind.HOLD, -1, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
+        retry_after_s = self._retry_after_s(ticket)
+        return Decision(Kind.SHED, -1, policy, decision_s, failure, NO_REASONS, retry_after_s, scores, version, arm)
 
-    def _score(self, policy: Policy) -> tuple[int, Fallback | None]:
-        try:
-            scores = np.asarray(policy.score(self.rows, self.mask), np.float64)
-        except Exception:  # whatever a policy throws, requests go on
-            return -1, Fallback.ERROR
-        if scores.shape != self.mask.shape:
-            return -1, Fallback.SHAPE
-        choice = _choose(np.ascontiguousarray(scores), self.mask)
-        return choice, None if choice >= 0 else Fallback.NOT_FINITE
+    def _over(self, ticket: Ticket, attained: bool, failed: bool) -> None:
+        """A request is over: its policy's deployment counts how it fared."""
+        ticket.stage = Stage.OVER
+        if self.deployment is not None:
+            self.deployment.over(ticket, attained, failed)
 
     def _retry_after_s(self, ticket: Ticket) -> float:
         allowed = self.mask[: len(self.replicas)]
         best = float(self.rows[: len(self.replicas), _TTFT][allowed].min())
-        return max(1.0, best - float(self._table["ttft_slo_s"][ticket.request.tenant]))
+        return max(1.0, best - float(self._promises[ticket.request.tenant][0]))
 
     # Events, each counted once
 
@@ -205,18 +205,17 @@ class Scheduler:
         ticket.matched_tokens = int(self._matched[replica])
         ticket.uncached_tokens = q.prompt_tokens - ticket.matched_tokens
         ticket.predicted_ttft_s = float(self.rows[replica, _TTFT])
-        ticket.replica, ticket.stage = replica, Stage.PREFILLING
-        bookkeeping.dispatch(
-            self.book,
+        ticket.replica, ticket.stage, ticket.attempts = replica, Stage.PREFILLING, ticket.attempts + 1
+        router.dispatch(
+            self._a,
             self.now,
             replica,
             q.tenant,
             q.prompt_tokens,
             ticket.uncached_tokens,
-            self._pool.blocks,
             self._staged,
             len(q.keys),
-            int(self.replicas["kv_tokens"][replica]) // self.prefix_block_tokens,
+            self._cache_blocks[replica],
         )
         self._pool.keep(len(q.keys))
 
@@ -226,7 +225,7 @@ class Scheduler:
             return 0.0
         ticket.stage, ticket.holds = Stage.HELD, ticket.holds + 1
         self.book.fleet["held"] += 1.0
-        return float(pause_s(self._table["ttft_slo_s"][ticket.request.tenant]))
+        return float(pause_s(self._promises[ticket.request.tenant][0]))
 
     def resumed(self, ticket: Ticket) -> None:
         """A held request waits for a decision again."""
@@ -242,27 +241,43 @@ class Scheduler:
         if ticket.stage is not Stage.HELD:
             return False
         self.resumed(ticket)
-        ticket.stage = Stage.OVER
         waited_s = self.now - ticket.arrived_s if after_s is None else after_s
-        attained = bool(waited_s <= self._table["ttft_slo_s"][ticket.request.tenant])
-        bookkeeping.settle(self.book, ticket.request.tenant, attained)
+        attained = bool(waited_s <= self._promises[ticket.request.tenant][0])
+        router.settle(self._a, ticket.request.tenant, attained)
+        self._over(ticket, attained, failed=False)
         return attained
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
         """The first token came, or (`assumed`) must have come by now, where a response does not show it."""
         if ticket.stage is Stage.PREFILLING:
             now = self.now
-            bookkeeping.first_token(
-                self.book, now, ticket.replica, ticket.request.prompt_tokens, ticket.uncached_tokens
-            )
+            router.first_token(self._a, now, ticket.replica, ticket.request.prompt_tokens, ticket.uncached_tokens)
             ticket.stage, ticket.streamed = Stage.DECODING, 1
             if not assumed:
                 ticket.seen, ticket.first_token_s, ticket.last_token_s = True, now, now
 
+    def assume_first_token(self, ticket: Ticket) -> None:
+        """The answer will not show its first token: it is taken to come when it was predicted."""
+        self._numbers += 1
+        heapq.heappush(
+            self._assumed, (ticket.arrived_s + ticket.predicted_ttft_s, self._numbers, ticket, ticket.attempts)
+        )
+        if len(self._assumed) > ASSUMED:
+            self._assumed = [entry for entry in self._assumed if entry[2].stage is Stage.PREFILLING]
+            heapq.heapify(self._assumed)
+
+    def catch_up(self) -> None:
+        """Count the first tokens that are taken to have come by now; `observe` does so before it looks."""
+        now, assumed = self.now, self._assumed
+        while assumed and assumed[0][0] <= now:
+            _, _, ticket, attempt = heapq.heappop(assumed)
+            if ticket.attempts == attempt:
+                self.first_token(ticket, assumed=True)
+
     def streamed(self, ticket: Ticket, tokens: int) -> None:
         """`tokens` more came after the first."""
         if ticket.stage is Stage.DECODING and tokens > 0:
-            bookkeeping.stream(self.book, ticket.replica, tokens)
+            self._context_tokens[ticket.replica] += tokens  # `bookkeeping.stream`, without the price of a call
             ticket.streamed += tokens
             ticket.last_token_s = self.now
 
@@ -280,11 +295,11 @@ class Scheduler:
         if ok and ticket.stage is Stage.PREFILLING:
             self.first_token(ticket, assumed=True)
         if tokens is not None and ticket.stage is Stage.DECODING and tokens != ticket.streamed:
-            bookkeeping.stream(self.book, ticket.replica, tokens - ticket.streamed)
+            self._context_tokens[ticket.replica] += tokens - ticket.streamed
             ticket.streamed = tokens
         served = self._fared(ticket, now, ok or left)
-        bookkeeping.end(
-            self.book,
+        router.end(
+            self._a,
             now,
             ticket.replica,
             q.tenant,
@@ -295,27 +310,27 @@ class Scheduler:
             ok,
             served.attained,
         )
-        ticket.stage = Stage.OVER
+        self._over(ticket, served.attained, failed=not (ok or left))
         return served
 
     def _fared(self, ticket: Ticket, now: float, ok: bool) -> Served:
-        promise, tokens = self._table[ticket.request.tenant], ticket.streamed
+        (ttft_slo_s, tpot_slo_s), tokens = self._promises[ticket.request.tenant], ticket.streamed
         e2e = now - ticket.arrived_s
         if ticket.seen:
             ttft = ticket.first_token_s - ticket.arrived_s
             tpot = (ticket.last_token_s - ticket.first_token_s) / (tokens - 1) if tokens > 1 else 0.0
-            kept = ttft <= promise["ttft_slo_s"] and tpot <= promise["tpot_slo_s"]
+            kept = ttft <= ttft_slo_s and tpot <= tpot_slo_s
         else:
             ttft = tpot = math.nan
-            kept = e2e <= promise["ttft_slo_s"] + max(0, tokens - 1) * promise["tpot_slo_s"]
-        return Served(ttft, tpot, e2e, tokens, bool(ok and kept))
+            kept = e2e <= ttft_slo_s + max(0, tokens - 1) * tpot_slo_s
+        return Served(ttft, tpot, e2e, tokens, ok and kept)
 
     def withdrawn(self, ticket: Ticket) -> None:
         """A replica failed before it gave anything: the request waits again, for another one."""
         if ticket.stage not in (Stage.PREFILLING, Stage.DECODING):
             return
-        bookkeeping.withdraw(
-            self.book,
+        router.withdraw(
+            self._a,
             self.now,
             ticket.replica,
             ticket.request.tenant,
@@ -329,8 +344,8 @@ class Scheduler:
     def shed(self, ticket: Ticket) -> None:
         """A waiting request is turned away: shed, or no replica is left for it. It missed its promise."""
         if ticket.stage is Stage.WAITING:
-            ticket.stage = Stage.OVER
-            bookkeeping.settle(self.book, ticket.request.tenant, False)
+            router.settle(self._a, ticket.request.tenant, False)
+            self._over(ticket, attained=False, failed=ticket.attempts > 0)
 
     # Replicas
 
@@ -340,16 +355,29 @@ class Scheduler:
         view["running"], view["waiting"], view["kv_use"] = running, waiting, min(1.0, max(0.0, kv_use))
         view["scraped_at_s"] = self.now
 
-    def set_up(self, replica: int, up: bool) -> None:
-        """Whether a replica may take requests. One that comes up again is believed to have lost its cache."""
-        if up and not self.replicas["up"][replica]:
+    def set_up(self, replica: int, up: bool, kept_cache: bool = False) -> None:
+        """Whether a replica may take requests. One that comes up again has lost its cache, unless it `kept_cache`."""
+        if up and not kept_cache and not self.replicas["up"][replica]:
             bookkeeping.forget(self.book, replica)
         self.replicas["up"][replica] = int(up)
+
+    def set_cap(self, replica: int, cap: float) -> None:
+        """How many requests a replica may have in flight, while another one may take them; infinite: any number."""
+        if cap == math.inf:
+            self._caps.pop(replica, None)
+        else:
+            self._caps[replica] = cap
 
     def _start(self) -> None:
         self._origin = self._clock()
         self.book = new_bookkeeping(self.replicas, self._table, self.prefix_block_tokens)
+        self._context_tokens = self.book.views["context_tokens"]
         self._pool, self._staged = Pool(self.book), 0
+        self._cache_blocks = [int(tokens) // self.prefix_block_tokens for tokens in self.replicas["kv_tokens"]]
+        self._record = router.router_record(
+            self.replicas, self.book, self._pool.blocks, self._matched, self.rows, self.mask, self.reasons
+        )
+        self._a = int(self._record.ctypes.data)
 
     def _compile(self) -> None:
         """Play requests through every event on counts of their own: no client waits for the compiler."""
@@ -366,6 +394,3 @@ class Scheduler:
                 self.first_token(ticket)
                 self.streamed(ticket, 1)
             ending(ticket)
-        for policy in (self.policy, self.fallback):
-            if policy is not None:
-                self._score(policy)

@@ -108,8 +108,8 @@ def columns(summaries: Sequence[Summary]) -> list[Column]:
         ),
         Column("TTFT s\nP50 / P99", _latencies(lambda s: s.ttft_s, lambda v: f"{v:.{_digits(v)}f}")),
         Column("TPOT ms\nP50 / P99", _latencies(lambda s: s.tpot_s, lambda v: f"{1000 * v:.0f}")),
-        Column("busy", (Part(lambda s: s.busy, _whole, 0),), keep=2),
-        Column("occ", (Part(lambda s: s.occupancy, _whole, 0),), keep=3),
+        Column("busy", (Part(lambda s: s.busy or None, _whole, 0),), keep=2),
+        Column("occ", (Part(lambda s: s.occupancy or None, _whole, 0),), keep=3),
         Column("prefix\nhit", (Part(lambda s: s.prefix_hit, _percent, 1),), keep=4),
         Column("shed", (Part(lambda s: s.shed / max(1, s.arrived), _percent, -1),), keep=5),
         *(

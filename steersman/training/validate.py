@@ -11,8 +11,8 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.outcomes import Episode, State
 from steersman.runtime.policy import CompiledPolicy, pick
+from steersman.runtime.replica._health import HealthConfig
 from steersman.runtime.replica._live import LiveRuntime
-from steersman.runtime.replica._pool import SCRAPE_S
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Workload
@@ -96,7 +96,7 @@ def play(live: LiveRuntime, requests: Requests, policy: CompiledPolicy, seed: in
 
 def simulate(fleet: Fleet, load: float, policy: CompiledPolicy, real: Episode, seed: int) -> Played:
     """The two simulated versions of a real episode. Gateways read metrics as seldom as the live one does."""
-    runtime = SimulatedRuntime(fleet.model_copy(update={"scrape_s": SCRAPE_S}))
+    runtime = SimulatedRuntime(fleet.model_copy(update={"scrape_s": HealthConfig().scrape_s}))
     runtime.reset(real.requests)
     runtime.replay_each(real.outcomes.replica, real.outcomes.holds)
     replayed = runtime.episode

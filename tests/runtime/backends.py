@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -12,8 +12,14 @@ import numpy as np
 from aiohttp import web
 from simulated import TENANTS
 
-from steersman.runtime.fleet import Fleet
+from steersman.runtime.fleet import Backend, Fleet
+from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.gateway.audit import Audit
+from steersman.runtime.gateway.http.server import HttpLimits, Server
+from steersman.runtime.gateway.keys import Keys
+from steersman.runtime.gateway.limits import FairShares
+from steersman.runtime.replica._health import HealthConfig
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
 
@@ -32,9 +38,11 @@ class FakeBackend:
     """A server that answers as told, and remembers what it was asked."""
 
     def __init__(self) -> None:
+        self.answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None  # in place of all below
         self.status = 200
         self.pieces = STREAM
         self.cut = False  # drop the connection after the pieces
+        self.dies = False  # drop it before any answer
         self.hold: asyncio.Event | None = None  # wait for it before the last piece, or a whole answer
         self.asked = asyncio.Event()
         self.cancelled = asyncio.Event()
@@ -45,10 +53,16 @@ class FakeBackend:
         self._runner: web.AppRunner | None = None
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
+        if self.answer is not None:
+            return await self.answer(request)
         self.bodies.append(await request.read())
         self.headers.append(request.headers.copy())
         self.asked.set()
         try:
+            if self.dies:
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
             if self.status != 200:
                 return web.json_response({"error": {"message": "no"}}, status=self.status)
             if not json.loads(self.bodies[-1]).get("stream"):
@@ -75,6 +89,7 @@ class FakeBackend:
         app = web.Application()
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/chat/completions", self.complete)
+        app.router.add_post("/v1/embeddings", self.complete)
         app.router.add_get("/health", self.health)
         app.router.add_get("/metrics", self.show_metrics)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
@@ -120,13 +135,15 @@ def fleet_of(backends: list[FakeBackend], **options: object) -> Fleet:
 class Served:
     """A gateway in front of fake backends, and a client of it."""
 
-    def __init__(self, gateway: Gateway, client: aiohttp.ClientSession, backends: list[FakeBackend]) -> None:
+    def __init__(
+        self, gateway: Gateway, client: aiohttp.ClientSession, backends: list[FakeBackend], server: Server
+    ) -> None:
         self.gateway = gateway
         self.client = client
         self.backends = backends
+        self.server, self.port = server, server.port
 
     def metric(self, name: str, **labels: str) -> float:
-        self.gateway.metrics.text()  # brings the gauges up to date
         value = self.gateway.metrics.registry.get_sample_value(f"steersman_{name}", labels)
         return 0.0 if value is None else value
 
@@ -136,26 +153,47 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(policy: object, count: int = 2, **options: object) -> AsyncIterator[Served]:
+async def serving(
+    policy: object,
+    count: int = 2,
+    *,
+    fleet: Fleet | None = None,
+    tenants: Mapping[str, GatewayTenant] | None = None,
+    keys: Keys | None = None,
+    fair: FairShares | None = None,
+    audit: Audit | None = None,
+    limits: HttpLimits | None = None,
+    health: HealthConfig | None = None,
+    **options: object,
+) -> AsyncIterator[Served]:
     """`count` fake backends behind a gateway with `policy`, on a free port."""
     backends = [FakeBackend() for _ in range(count)]
     for backend in backends:
         await backend.start()
-    fleet = fleet_of(backends, **options)
-    pool = Pool(fleet)
+    fleet = fleet_of(backends, **options) if fleet is None else at(fleet, backends)
+    pool = Pool(fleet, health)
     await pool.start()
+    access = Access(fleet, tenants or {n: GatewayTenant(**t.model_dump()) for n, t in TENANTS.items()}, keys)
     slack = {"policy_limit_s": 10.0}  # a busy machine is no reason for a fallback here
-    scheduler = Scheduler(fleet, TENANTS, policy, Prefer(*range(count)), **slack)  # type: ignore[arg-type]
-    gateway = Gateway(scheduler, pool)
-    runner = web.AppRunner(gateway.app(), handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    scheduler = Scheduler(fleet, access.rows, policy, Prefer(*range(count)), **slack)  # type: ignore[arg-type]
+    gateway = Gateway(scheduler, pool, access, fair=fair, audit=audit, open_metrics=keys is None)
+    server = Server(gateway.handle, limits)
+    await server.start(host="127.0.0.1", port=0)
     try:
-        async with aiohttp.ClientSession(base) as client:
-            yield Served(gateway, client, backends)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as client:
+            yield Served(gateway, client, backends, server)
     finally:
-        await runner.cleanup()
+        await server.stop()
+        gateway.relay.close()
         await pool.stop()
         for backend in backends:
             await backend.stop()
+
+
+def at(fleet: Fleet, backends: list[FakeBackend]) -> Fleet:
+    """The fleet, with a fake backend behind each of its replicas, in order."""
+    groups = [
+        group.model_copy(update={"backend": Backend(kind="openai", options={"url": backend.url})})
+        for group, backend in zip(fleet.replicas, backends, strict=True)
+    ]
+    return fleet.model_copy(update={"replicas": groups})

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from bundles import ARCHITECTURE, WEIGHTS, export
 from encoded import situations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,28 +25,11 @@ from hypothesis import strategies as st
 from steersman.runtime import archive, manifest
 from steersman.runtime.bundle import load_bundle, load_serving, open_bundle, write_bundle
 from steersman.runtime.errors import UserError
-from steersman.runtime.network import Architecture, parameters, unpack
+from steersman.runtime.network import unpack
 from steersman.runtime.observation import FEATURES, WIDTH
-from steersman.runtime.policy import pick
-from steersman.training.export import export_bundle, onnx_graph
-
-ARCHITECTURE = Architecture(hidden=(8,))
-WEIGHTS = np.random.default_rng(0).normal(size=parameters(ARCHITECTURE)).astype(np.float32).astype(float)
-
-
-def export(path: Path, **changes: Any) -> Path:
-    facts: dict[str, Any] = {
-        "architecture": ARCHITECTURE,
-        "weights": WEIGHTS,
-        "name": "learned",
-        "fleet": {"description": "A fleet."},
-        "workload": {"description": "A workload."},
-        "command": "steersman train",
-        "seeds": {"run": 3},
-        "scorecard": {"policies": [{"policy": "jsed", "goodput_rps": 1.5}], "ratio": float("nan")},
-    }
-    export_bundle(path, **(facts | changes))
-    return path
+from steersman.runtime.policy import BoundPolicy, pick
+from steersman.runtime.serving import OnnxPolicy
+from steersman.training.export import onnx_graph
 
 
 @pytest.fixture
@@ -61,7 +45,7 @@ def zipped(tmp_path: Path) -> Path:
 def refusal(path: Path) -> str:
     """The sentence with which both ways of loading refuse a bundle."""
     with pytest.raises(UserError) as caught:
-        load_serving(path)
+        load_serving(path, 4)
     with pytest.raises(UserError) as other:
         load_bundle(path)
     assert str(caught.value) == str(other.value)
@@ -106,14 +90,19 @@ def test_a_bundle_gives_back_the_policy(tmp_path: Path, name: str) -> None:
 
 
 def test_served_and_compiled_choose_alike(folder: Path) -> None:
-    compiled, served = load_bundle(folder).bind(), load_serving(folder)
+    compiled, served = load_bundle(folder).bind(), open_bundle(folder).serving
     for rows, mask in situations(300):
         exact, scores = compiled.score(rows, mask), served.score(rows, mask)
         assert exact[pick(exact, mask)] - exact[pick(scores, mask)] <= 1e-5 * np.abs(exact[mask]).max()
 
 
+def test_few_candidates_are_served_compiled_and_many_by_the_graph(folder: Path) -> None:
+    assert isinstance(load_serving(folder, 128), BoundPolicy)
+    assert isinstance(load_serving(folder, 129), OnnxPolicy)
+
+
 def test_scores_are_the_callers_to_keep(folder: Path) -> None:
-    served = load_serving(folder)
+    served = open_bundle(folder).serving
     (rows, mask), (others, _) = list(situations(2))
     first = served.score(rows, mask)
     kept = first.copy()
@@ -141,7 +130,7 @@ def test_a_second_export_replaces_the_first(folder: Path, zipped: Path) -> None:
 def test_serving_needs_neither_torch_nor_onnx(folder: Path) -> None:
     code = (
         "import sys; from steersman.runtime import bundle; assert 'onnxruntime' not in sys.modules;"
-        f"bundle.load_serving({str(folder)!r}); bundle.load_bundle({str(folder)!r});"
+        f"bundle.load_serving({str(folder)!r}, 4); bundle.load_bundle({str(folder)!r});"
         "print([m for m in ('torch', 'onnx', 'gymnasium') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from backends import STREAM, WHOLE, Prefer, Served, event, serving
 
-from steersman.runtime.gateway import app as app_module
+from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.observation import COLUMN
+from steersman.runtime.replica._health import HealthConfig, Status
 
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
 STREAMED = {**BODY, "stream": True}
@@ -157,14 +158,13 @@ async def test_a_bad_body_is_refused_in_the_apis_form(body: bytes, status: int, 
         assert not s.backends[0].bodies
 
 
-async def test_a_body_over_the_limit_is_413(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app_module, "BODY_LIMIT", 1 << 20)
+async def test_a_body_over_the_limit_is_413() -> None:
     async with (
-        serving(Prefer(0, 1)) as s,
+        serving(Prefer(0, 1), limits=HttpLimits(body_bytes=1 << 20)) as s,
         s.client.post(PATH, data=io.BytesIO(b"x" * (1 << 21))) as response,
     ):
         assert response.status == 413
-        assert (await error_of(response))["code"] == "too_large"
+        assert "larger than 1048576 bytes" in str((await error_of(response))["message"])
 
 
 async def test_an_unknown_path_is_404_in_the_apis_form() -> None:
@@ -185,7 +185,19 @@ async def test_a_rejection_by_the_replica_passes_through_and_is_not_tried_elsewh
             assert response.status == 422
         assert not s.backends[1].bodies
         assert s.metric("requests_total", tenant="strict", outcome="rejected") == 1
-        assert s.gateway.pool.failures[0] == 0
+        assert s.gateway.pool.status(0) is Status.UP
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_replica_that_denies_the_gateway_is_not_the_clients_fault(status: int) -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].status = status
+        async with s.client.post(PATH, json=BODY) as response:
+            assert (response.status, response.headers["X-Steersman-Replica"]) == (200, "r1")
+        assert s.metric("errors_total", replica="r0", kind="denied") == 1
+        s.backends[1].status = status
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 502
 
 
 @pytest.mark.parametrize("body", [BODY, STREAMED])
@@ -214,18 +226,21 @@ async def test_a_stream_that_breaks_before_its_first_byte_is_tried_on_another_re
 
 
 async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> None:
-    async with serving(Prefer(0, 1)) as s:
+    async with serving(Prefer(0, 1), health=HealthConfig(backoff_s=0.01, recheck_s=0.05)) as s:
         up = s.gateway.scheduler.replicas["up"]
-        changes: asyncio.Queue[tuple[int, bool]] = asyncio.Queue()
+        changes: asyncio.Queue[tuple[int, Status]] = asyncio.Queue()
         await s.backends[0].stop()
         for _ in range(3):
             async with s.client.post(PATH, json=BODY) as response:
                 assert response.headers["X-Steersman-Replica"] == "r1"
         assert up.tolist() == [0, 1]
-        s.gateway.pool.watch(s.gateway.scheduler, lambda r, is_up: changes.put_nowait((r, is_up)))
-        assert await asyncio.wait_for(changes.get(), 10) == (0, False)
-        await s.backends[0].start()
-        assert await asyncio.wait_for(changes.get(), 10) == (0, True)
+        s.gateway.pool.on_change = lambda r, status: changes.put_nowait((r, status))
+        s.gateway.pool.watch(s.gateway.scheduler)
+        async with asyncio.timeout(10):
+            while await changes.get() != (0, Status.DOWN):
+                pass
+            await s.backends[0].start()
+            assert await changes.get() == (0, Status.RAMPING)
         assert up.tolist() == [1, 1]
 
 
@@ -279,6 +294,7 @@ async def test_a_whole_answer_counts_as_decoding_once_its_first_token_is_due() -
         async with asyncio.timeout(10):
             while view["inflight"] == 0 or view["prefilling"] > 0:
                 await asyncio.sleep(0.005)
+                s.gateway.scheduler.catch_up()
         assert view["context_tokens"] > 0
         s.backends[0].hold.set()
         (await asking).close()

@@ -32,9 +32,10 @@ SERVE = """
 import sys
 from steersman.runtime.configs import find_config
 from steersman.runtime.fleet import load_fleet
-from steersman.runtime.gateway import serve
+from steersman.runtime.admin.config import AdminConfig
+from steersman.runtime.deployment.store import PolicyStore
+from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies, serve
 from steersman.runtime.errors import UserError
-from steersman.runtime.tenant import Tenant
 
 class RoundRobin:
     def __init__(self, name):
@@ -43,10 +44,13 @@ class RoundRobin:
         self.turn += 1
         return [float(c == self.turn % 2) for c in range(len(rows))]
 
-tenants = {"chat": Tenant(slo={"ttft_s": 5, "tpot_s": 0.2})}
+tenants = {"chat": GatewayTenant(slo={"ttft_s": 5, "tpot_s": 0.2})}
 try:
     fleet, port = load_fleet(sys.argv[1]), int(sys.argv[2])
-    sys.exit(serve(fleet, RoundRobin("turns"), RoundRobin("fallback"), tenants, port=port))
+    store = PolicyStore(None, RoundRobin, 4)
+    policies = Policies(store, store.prepare_heuristic("turns"))
+    admin = AdminConfig(port=0)
+    sys.exit(serve(GatewayConfig(port=port, admin=admin), fleet, tenants, policies, RoundRobin("fallback")))
 except UserError as error:
     print(error)
     sys.exit(2)

@@ -160,7 +160,7 @@ def test_a_load_must_be_positive(load):
             "tenants.chat.source.kind=syntetic",
             "there is no workload source 'syntetic'; did you mean 'synthetic'?",
         ),
-        ("tenants.chat.source={}", "'kind' is required and must be one of: azure, mooncake, synthetic"),
+        ("tenants.chat.source={}", "'kind' is required and must be one of: azure, journal, mooncake, synthetic"),
         ("tenants.chat.source.rate=3", "unknown key 'rate'; did you mean 'rate_rps'?"),
         ("tenants.chat.source.rate_rps=-3", "'rate_rps': input should be greater than 0 (got -3)"),
         ("tenants.chat.source.rate_rps=.nan", "'rate_rps'"),
@@ -186,7 +186,7 @@ def test_a_wrong_key_or_value_is_one_sentence_that_names_it(setting, message):
 
 
 def test_sources_are_the_modules_of_the_package():
-    assert plugins.names(SOURCES) == ["azure", "mooncake", "synthetic"]
+    assert plugins.names(SOURCES) == ["azure", "journal", "mooncake", "synthetic"]
 
 
 def test_a_source_of_another_package_is_named_by_module_and_attribute(tmp_path, monkeypatch):

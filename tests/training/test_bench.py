@@ -13,7 +13,7 @@ from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
 from steersman.runtime.errors import UserError
 from steersman.runtime.network import Architecture, parameters
-from steersman.training.bench import decision
+from steersman.training.bench import decision, journal
 from steersman.training.bench.training import FreeVecEnv
 from steersman.training.export import export_bundle
 
@@ -36,6 +36,16 @@ def test_the_policy_that_is_timed_is_the_one_given(tmp_path: Path) -> None:
     assert (figures["policy"], figures["weights"]) == ("small", parameters(architecture))
     with pytest.raises(UserError, match="nowhere"):
         decision.bench(tmp_path / "nowhere", rounds=2)
+
+
+def test_the_journal_is_measured_with_every_decision_written() -> None:
+    figures = journal.bench(requests=300)
+    assert figures["requests"] == 300
+    assert figures["decisions"] >= 300
+    assert figures["dropped"] == 0
+    assert 0 < figures["decided_p50_us"] <= figures["decided_p99_us"]
+    assert figures["writing_cpu_us_per_decision"] > 0
+    assert figures["bytes_per_decision"] > 50
 
 
 @pytest.fixture

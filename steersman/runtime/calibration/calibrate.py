@@ -14,7 +14,7 @@ import yaml
 from steersman.runtime.calibration.fit import Error, error, fit
 from steersman.runtime.calibration.load import drive_all, stream
 from steersman.runtime.calibration.steps import steps
-from steersman.runtime.cost import CostProfile, load_profile
+from steersman.runtime.cost import CostProfile
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Backend, Fleet, ReplicaGroup
 from steersman.runtime.replica._pool import open_replica
@@ -102,7 +102,7 @@ def _measured(
     coefficients = fit(seen)
     off = error(coefficients, held_out)
     try:
-        before: CostProfile | None = load_profile(group.profile)
+        before: CostProfile | None = group.cost
     except UserError:
         before = None
     profile = CostProfile(
@@ -116,7 +116,8 @@ def _measured(
         overhead_s=0.0,
         **coefficients,
     )
-    return Measured(name, f"{Path(group.profile).stem}.yaml", profile, len(seen), off)
+    file = Path(group.profile).stem if isinstance(group.profile, str) else group.name
+    return Measured(name, f"{file}.yaml", profile, len(seen), off)
 
 
 def write(profile: CostProfile, path: Path) -> None:

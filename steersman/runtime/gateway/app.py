@@ -1,4 +1,4 @@
-"""The HTTP side of the gateway: reads requests, has them decided, answers or refuses.
+"""What the gateway does with a request: who asks, what for, decided, relayed, or refused.
 
 Scheduling knows nothing of HTTP: everything here goes through `Scheduler`'s tickets.
 """
@@ -6,57 +6,114 @@ Scheduling knows nothing of HTTP: everything here goes through `Scheduler`'s tic
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
-import aiohttp
-from aiohttp import web
-
+from steersman.runtime.gateway.access import Access, Caller
+from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics
+from steersman.runtime.gateway.http.server import Exchange
+from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
+from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
-from steersman.runtime.gateway.relay import TIMEOUT, AttemptFailed, Relay
+from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
+from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
+from steersman.runtime.journal import Journal
+from steersman.runtime.outcomes import Summary
 from steersman.runtime.plugins import nearest
+from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
+from steersman.runtime.replica._stream import Usage
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Decision, Kind, LiveRequest, Ticket
+from steersman.runtime.ticket import Decision, Kind, LiveRequest, Served, Ticket
 
-BODY_LIMIT = 32 << 20
 _WHY = {
     Reason.DOWN: "down",
     Reason.MODEL: "serving another model",
-    Reason.REGION: "in a region that may not hold the data",
+    Reason.REGION: "where its data may not go",
     Reason.CONTEXT: "too small for the prompt and max_tokens",
+    Reason.RAMP: "starting slowly",
+    Reason.BACKUP: "a backup",
 }
+_EVENT_STREAM = b"text/event-stream"
+COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
+EMBEDDINGS = b"/v1/embeddings"
+_NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
+# Failures that may be the end of a replica, and how many of them one request may meet.
+_DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
 
 
 class Gateway:
-    """An OpenAI-compatible server in front of a pool of replicas; `scheduler` decides every request."""
+    """An OpenAI-compatible front of a pool of replicas; `scheduler` decides every request.
 
-    def __init__(self, scheduler: Scheduler, pool: Pool, timeout: aiohttp.ClientTimeout = TIMEOUT) -> None:
+    `handle` is the handler of a `Server`.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        pool: Pool,
+        access: Access,
+        *,
+        fair: FairShares | None = None,
+        audit: Audit | None = None,
+        journal: Journal | None = None,
+        open_metrics: bool = True,
+    ) -> None:
+        """open_metrics: /metrics is served here, to anybody."""
         self.scheduler = scheduler
         self.pool = pool
+        self.access = access
         self.metrics = Metrics(scheduler)
+        self.window = Window(scheduler, access.rows)
+        self.last_window: Summary | None = None
         self.inflight = 0
         self.draining = False
+        self._audit, self._journal = audit, journal
+        if journal is not None:
+            self.metrics.add(lambda: of_journal(journal))
+        if audit is not None:
+            self.metrics.add(lambda: of_audit(audit))
+        self._open_metrics = open_metrics
         self._idle = asyncio.Event()
         self._idle.set()
-        self._relay = Relay(scheduler, pool, self.metrics, timeout)
-        self._tenants = {name: i for i, name in enumerate(scheduler.tenants)}
+        self.relay = Relay(scheduler, pool, self.metrics, self.over)
         self._models = {name: i for i, name in enumerate(scheduler.fleet.models)}
+        tenants = access.tenants
+        self.limiter = Limiter(
+            list(tenants),
+            [tenant.weight for tenant in tenants.values()],
+            {name: tenant.limits for name, tenant in tenants.items()},
+            fair,
+            scheduler.now,
+        )
+        pool.on_change = self.replica_changed
+        pool.attach(scheduler)
+        self._slots_up()
+        self._pages: dict[bytes, Callable[[Exchange], None]] = {
+            b"/v1/models": self._list_models,
+            b"/health": self._health,
+            b"/metrics": self._show_metrics,
+        }
 
-    def app(self) -> web.Application:
-        """The application; serve it with `handler_cancellation`: a client that leaves frees its replica."""
-        app = web.Application(client_max_size=BODY_LIMIT)
-        for path in ("/v1/chat/completions", "/v1/completions"):
-            app.router.add_post(path, self._answer(self._completions))
-        app.router.add_get("/v1/models", self._answer(self._list_models))
-        app.router.add_get("/health", self._answer(self._health))
-        app.router.add_get("/metrics", self._answer(self._show_metrics))
-        app.router.add_route("*", "/{path:.*}", self._answer(self._unknown))
-        return app
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request. Every error has the API's form."""
+        try:
+            await self._route(exchange)
+        except ApiError as error:
+            if exchange.started:
+                raise
+            exchange.fail(error)
+
+    def _route(self, exchange: Exchange) -> Awaitable[None]:
+        path, method = exchange.path, exchange.method
+        if path in COMPLETIONS or path == EMBEDDINGS:
+            if method != b"POST":
+                raise ApiError(405, f"{path.decode()} takes POST", code="method_not_allowed", headers={"Allow": "POST"})
+            return self._completions(exchange)
+        return self._page(exchange)
 
     async def drained(self) -> None:
         """From now on new requests are refused; returns when the last one in flight has ended."""
@@ -67,144 +124,262 @@ class Gateway:
         """Returns when no request is in flight."""
         await self._idle.wait()
 
-    @staticmethod
-    def _answer(
-        handler: Callable[[web.Request, str], Awaitable[web.StreamResponse]],
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """Every answer names its request; every error has the API's form."""
-
-        async def handle(request: web.Request) -> web.StreamResponse:
-            request_id = request.headers.get("X-Request-Id") or uuid.uuid4().hex
-            try:
-                response = await handler(request, request_id)
-            except ApiError as error:
-                headers = {**error.headers, "X-Request-Id": request_id}
-                response = web.Response(
-                    body=error.body(), status=error.status, content_type="application/json", headers=headers
-                )
-            if not response.prepared:
-                response.headers["X-Request-Id"] = request_id
-            return response
-
-        return handle
+    def sweep(self, now: float) -> None:
+        """Call about once a second, with the loop's time."""
+        self.relay.sweep(now)
+        self.window.sample()
+        if self._audit is not None:
+            self._audit.flush()
 
     # What needs no decision
 
-    async def _list_models(self, request: web.Request, request_id: str) -> web.Response:
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
-        return web.json_response({"object": "list", "data": models})
+    async def _page(self, exchange: Exchange) -> None:
+        page = self._pages.get(exchange.path)
+        if page is None or (exchange.path == b"/metrics" and not self._open_metrics):
+            asked = f"{exchange.method.decode()} {exchange.path.decode('latin-1')}"
+            raise ApiError(404, f"{asked} is not served here", code="not_found")
+        if exchange.method != b"GET":
+            raise ApiError(
+                405, f"{exchange.path.decode()} takes GET", code="method_not_allowed", headers={"Allow": "GET"}
+            )
+        page(exchange)
 
-    async def _health(self, request: web.Request, request_id: str) -> web.Response:
+    def _list_models(self, exchange: Exchange) -> None:
+        exchange.respond(200, self.models(exchange.headers))
+
+    def models(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """What /v1/models answers.
+
+        Raises:
+            ApiError: 401 without a known key, where there are keys.
+        """
+        if self.access.keys is not None:
+            self.access.caller(headers)
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
+        return json.dumps({"object": "list", "data": models}).encode()
+
+    def health(self) -> dict[str, object]:
+        """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
         status = "draining" if self.draining else "ok" if any(up.values()) else "no replica is up"
-        return web.json_response({"status": status, "replicas": up}, status=200 if status == "ok" else 503)
+        return {"status": status, "replicas": up}
 
-    async def _show_metrics(self, request: web.Request, request_id: str) -> web.Response:
-        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+    def _health(self, exchange: Exchange) -> None:
+        health = self.health()
+        exchange.respond(200 if health["status"] == "ok" else 503, json.dumps(health).encode())
 
-    async def _unknown(self, request: web.Request, request_id: str) -> web.Response:
-        raise ApiError(404, f"{request.method} {request.path} is not served here", code="not_found")
+    def _show_metrics(self, exchange: Exchange) -> None:
+        exchange.respond(200, self.metrics.text(), content_type=CONTENT_TYPE.encode())
 
-    # Completions
+    # Completions and embeddings
 
-    async def _completions(self, request: web.Request, request_id: str) -> web.StreamResponse:
+    async def _completions(self, exchange: Exchange) -> None:
+        caller, call, ticket = self.enter(exchange.headers, exchange.path, exchange.body)
+        deadline = None
+        if caller.deadline_s is not None:
+            deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
+        try:
+            await self._decide_and_serve(exchange, caller, call, ticket)
+        except asyncio.CancelledError:
+            if not ticket.late or exchange.started:
+                raise
+            raise ApiError(
+                504, f"no answer began within {caller.deadline_s:g} s, the request's deadline", code="deadline_exceeded"
+            ) from None
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+            self.leave(caller, ticket)
+
+    def enter(self, headers: Mapping[bytes, bytes], path: bytes, body: bytes) -> tuple[Caller, Call, Ticket]:
+        """A request comes in: who sends it, what for, and its ticket. `leave` is its counterpart.
+
+        Raises:
+            ApiError: it may not; nothing was counted that stays.
+        """
         if self.draining:
             raise ApiError(503, "the gateway is shutting down", code="draining", headers={"Retry-After": "5"})
+        caller = self.access.caller(headers)
+        call = read_call(body, path == EMBEDDINGS)
+        ticket = self._admit(caller, self._live_request(caller, call))
         self.inflight += 1
         self._idle.clear()
-        try:
-            return await self._decide_and_serve(request, request_id)
-        finally:
-            self.inflight -= 1
-            if not self.inflight:
-                self._idle.set()
+        return caller, call, ticket
 
-    async def _decide_and_serve(self, request: web.Request, request_id: str) -> web.StreamResponse:
-        tenant = self._tenant(request)
+    def leave(self, caller: Caller, ticket: Ticket) -> None:
+        """A request that came in is over, whatever became of it."""
+        self.limiter.ended(caller.tenant, ticket.reserved, ticket.used)
+        self.inflight -= 1
+        if not self.inflight:
+            self._idle.set()
+
+    def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
+        """One over a limit is no arrival for the policy, and no broken promise."""
+        live = self.scheduler.bounded(live)
+        reserved = live.prompt_tokens + live.max_tokens
         try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise ApiError(413, f"the body is larger than {BODY_LIMIT >> 20} MiB", code="too_large") from None
-        call = read_call(body)
-        live = self._live_request(tenant, call)
+            self.limiter.admit(caller.tenant, reserved, self._slots, self.scheduler.now)
+        except OverLimit as over:
+            self.metrics.limited(self.access.names[caller.tenant], over.limit)
+            self.metrics.over(caller.row, "limited", False)
+            raise ApiError(
+                429, over.message, code="rate_limit_exceeded", headers=retry_after(over.retry_after_s)
+            ) from None
         ticket = self.scheduler.arrive(live)
+        ticket.reserved = reserved
+        return ticket
+
+    @staticmethod
+    def _too_late(exchange: Exchange, ticket: Ticket) -> None:
+        """The deadline of a request has come: it ends, unless its answer has begun."""
+        if not exchange.started and exchange.task is not None:
+            ticket.late = True
+            exchange.task.cancel()
+
+    async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
+        scheduler = self.scheduler
         tried: list[int] = []
+        suspects: list[Suspect] = []
+        deaths = 0
         failure: AttemptFailed | None = None
         while True:
-            decision = self.scheduler.decide(ticket, tried)
-            if failure is None or decision.kind is not Kind.REFUSED:
-                self.metrics.decided(tenant, decision)
-            if decision.kind is Kind.HOLD:
-                await self._held(ticket)
-                continue
+            decision = await self.decided(exchange.request_id, caller, ticket, tried)
             if decision.kind is not Kind.DISPATCH:
-                self.scheduler.shed(ticket)
-                self.metrics.over(tenant, decision.kind if failure is None else "failed")
+                scheduler.shed(ticket)
+                ticket.used = 0
+                self.ended(ticket, decision.kind if failure is None else "failed")
                 if failure is not None:
-                    raise ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
-                raise self._turned_away(decision, live, tenant)
-            self.scheduler.dispatched(ticket, decision.replica)
+                    raise self._all_failed(failure, suspects)
+                raise self.turned_away(decision, ticket.request)
+            scheduler.dispatched(ticket, decision.replica)
             try:
-                return await self._relay.serve(request, request_id, body, call, ticket, decision.replica)
+                await self.relay.serve(exchange, call, ticket, decision.replica, suspects)
+                return
             except AttemptFailed as error:
                 failure = error
-                self.scheduler.withdrawn(ticket)
+                scheduler.withdrawn(ticket)
                 self.metrics.error(decision.replica, error.kind)
+                self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
-            except BaseException:  # the client left, or the answer broke off after its first bytes
-                served = self.scheduler.ended(ticket, ok=False)
+                deaths += error.kind in _DEATHS
+                if deaths >= _MOST_DEATHS:  # it may be what kills them
+                    scheduler.shed(ticket)
+                    ticket.used = 0
+                    self.ended(ticket, "failed")
+                    raise self._all_failed(failure, suspects) from None
+            except BaseException:  # the client left, or the deadline came
+                served = scheduler.ended(ticket, ok=False, left=not ticket.late)
                 if served is not None:
-                    self.metrics.over(tenant, "cancelled")
+                    self.ended(ticket, "late" if ticket.late else "cancelled", served)
                 raise
+
+    async def decided(
+        self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()
+    ) -> Decision:
+        """What to do with a waiting request; while that is to hold it, it waits here, and is decided anew.
+
+        exclude: replicas that it may not go to, as it was tried on them.
+        """
+        while True:
+            decision = self.scheduler.decide(ticket, exclude)
+            kind = decision.kind
+            if self._journal is not None:
+                self._journal.decided(self.scheduler, ticket, decision)
+            if not exclude or kind is not Kind.REFUSED:
+                self.metrics.decided(ticket.request.tenant, decision)
+            if kind is not Kind.HOLD:
+                break
+            await self._held(ticket)
+        if self._audit is not None and caller.regions:
+            self._audit.decided(
+                request_id,
+                self.access.names[caller.tenant],
+                caller.regions,
+                caller.data_class,
+                kind,
+                decision.replica,
+                decision.policy,
+            )
+        return decision
 
     async def _held(self, ticket: Ticket) -> None:
         """Let a request wait until it is to be decided anew."""
         try:
             await asyncio.sleep(self.scheduler.held(ticket))
-        except asyncio.CancelledError:  # the client left
-            self.scheduler.given_up(ticket)
-            self.metrics.over(ticket.request.tenant, "cancelled")
+        except asyncio.CancelledError:  # the client left, or the deadline came
+            ticket.used = 0
+            attained = self.scheduler.given_up(ticket) and not ticket.late
+            self.ended(ticket, "late" if ticket.late else "cancelled", attained=attained)
             raise
         self.scheduler.resumed(ticket)
 
-    def _tenant(self, request: web.Request) -> int:
-        name = request.headers.get("X-Steersman-Tenant")
-        if name is None:
-            return 0
-        if name not in self._tenants:
-            raise ApiError(
-                400,
-                f"there is no tenant {name!r}; {nearest(name, list(self._tenants))}",
-                code="unknown_tenant",
-                param="X-Steersman-Tenant",
-            )
-        return self._tenants[name]
+    def over(self, ticket: Ticket, call: Call, outcome: str, usage: Usage | None) -> None:
+        """A replica has answered a request, or broke off."""
+        request, replica = ticket.request, ticket.replica
+        ok = outcome == "done"
+        # What a replica rejects (4xx) is the client's doing, and breaks no promise.
+        left = outcome == "rejected"
+        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left)
+        self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
+        if outcome == "rejected":
+            ticket.used = 0
+        if served is not None and ok:
+            self.metrics.served(request.tenant, replica, served)
+        if usage is not None:
+            ticket.used = usage.prompt_tokens + usage.completion_tokens
+            if usage.prompt_tokens > 0 and call.exact_tokens is None:
+                self.relay.estimate(request.tenant, request.model).learn(call.prompt_bytes, usage.prompt_tokens)
 
-    def _live_request(self, tenant: int, call: Call) -> LiveRequest:
+    def ended(
+        self,
+        ticket: Ticket,
+        outcome: str,
+        served: Served | None = None,
+        *,
+        attained: bool = False,
+        cached_tokens: int | None = None,
+    ) -> None:
+        """A request is over; once for each. It is counted, and goes to the window and the journal.
+
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled or late. served: how it fared
+        on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
+        as the replica tells.
+        """
+        self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
+        self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
+        if self._journal is not None:
+            cached = -1 if cached_tokens is None else cached_tokens
+            self._journal.over(ticket, outcome, served, attained=attained, cached_tokens=cached)
+
+    def _live_request(self, caller: Caller, call: Call) -> LiveRequest:
         model = -1 if call.model is None else self._models.get(call.model, -2)
         if model == -2:
+            asked = str(call.model)[:_NAME_CHARS]
             raise ApiError(
                 404,
-                f"model {call.model!r} is not served here; {nearest(str(call.model), list(self._models))}",
+                f"model {asked!r} is not served here; {nearest(asked, list(self._models))}",
                 code="model_not_found",
                 param="model",
             )
-        estimate = self._relay.estimate(tenant, model)
+        estimate = self.relay.estimate(caller.row, model)
         exact = call.exact_tokens
         return LiveRequest(
-            tenant=tenant,
-            prompt_tokens=estimate.tokens(call.prompt_bytes) if exact is None else exact,
-            max_tokens=call.max_tokens,
-            keys=call.keys,
-            block_tokens=estimate.block_tokens if exact is None else self.scheduler.prefix_block_tokens,
-            model=model,
+            caller.row,
+            estimate.tokens(call.prompt_bytes) if exact is None else exact,
+            call.max_tokens,
+            call.keys,
+            estimate.block_tokens if exact is None else self.scheduler.prefix_block_tokens,
+            caller.priority,
+            model,
+            caller.regions,
         )
 
-    def _turned_away(self, decision: Decision, live: LiveRequest, tenant: int) -> ApiError:
+    def turned_away(self, decision: Decision, live: LiveRequest) -> ApiError:
+        """The answer to a request that is shed, or that no replica may take."""
         if decision.kind is Kind.SHED:
             return ApiError(
                 503,
-                f"the fleet cannot keep its promise to tenant {list(self._tenants)[tenant]!r} now; try again",
+                f"the fleet cannot keep its promise to tenant {list(self.access.rows)[live.tenant]!r} now; try again",
                 code="shed",
                 headers={"Retry-After": str(math.ceil(min(60.0, decision.retry_after_s)))},
             )
@@ -220,3 +395,25 @@ class Gateway:
         return ApiError(
             503, f"no replica may take this request: {why}", code="no_replica", headers={"Retry-After": "5"}
         )
+
+    def _all_failed(self, failure: AttemptFailed, suspects: list[Suspect]) -> ApiError:
+        """No replica is left to try; `failure` is the last one's."""
+        if len(suspects) == 1:  # of several that gave 5xx to one request, none is to blame
+            self.pool.failed(*suspects[0])
+        if failure.busy_s is not None:
+            return ApiError(
+                429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
+            )
+        return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
+
+    # Replicas
+
+    def replica_changed(self, replica: int, status: Status) -> None:
+        """A replica's status is another now."""
+        self._slots_up()
+        if status is Status.DOWN:
+            self.relay.went_down(replica)
+
+    def _slots_up(self) -> None:
+        table = self.scheduler.replicas
+        self._slots = float(table["max_num_seqs"][table["up"] == 1].sum())

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 
 from steersman.runtime.gateway.errors import ApiError
+from steersman.runtime.ticket import NO_KEYS
 
 BLOCK_BYTES = 256  # of canonical prompt text, for one prefix block
 BLOCK_TOKENS = 64  # what that stands for before anything was learnt
+# Bounds that no prompt of use reaches: one body must not hold up the others for seconds, or grow to gigabytes.
+_VALUES = 2_000_000  # of a body, about
+_PARTS = 32_768  # messages, and parts of their contents
+_BLOCKS = 16_384  # that are told apart: a million tokens
 _KEY = secrets.token_bytes(16)  # identities mean nothing outside this process
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A completion request as scheduling sees it."""
 
     model: str | None
@@ -30,15 +33,19 @@ class Call:
     keys: np.ndarray  # int64: identities of the prompt's full blocks
 
 
-def read_call(body: bytes) -> Call:
-    """The request in a body of /v1/completions or /v1/chat/completions.
+def read_call(body: bytes, embeds: bool = False) -> Call:
+    """The request in a body of /v1/completions or /v1/chat/completions, or (`embeds`) of /v1/embeddings.
+
+    An embedding counts as a prompt with one token of output.
 
     Raises:
         ApiError: 400, with what is wrong and in which field.
     """
+    if len(body) > _VALUES and body.count(b",") + body.count(b"[") + body.count(b"{") > _VALUES:
+        raise ApiError(400, f"the body holds more than {_VALUES} values", code="invalid_json")
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        data = orjson.loads(body)
+    except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(data, dict):
         raise ApiError(400, f"the body must be a JSON object, not {type(data).__name__}")
@@ -49,16 +56,16 @@ def read_call(body: bytes) -> Call:
     if limit is not None and not 0 <= limit < 2**31:
         raise ApiError(400, f"max_tokens must be a positive number, not {limit}", param="max_tokens")
     exact = None
+    if embeds:
+        if "input" not in data:
+            raise ApiError(400, "the body needs 'input'", param="input")
+        exact, text = _prompt(data["input"])
+        return Call(model, False, 1, len(text), exact, prefix_keys(text))
     if "messages" in data:
         messages = _field(data, "messages", (list,), [])
         text = b"\x02".join(_canonical(data, messages))
     elif "prompt" in data:
-        prompt = data["prompt"]
-        if isinstance(prompt, list) and prompt and all(type(p) is int for p in prompt):
-            exact = len(prompt)
-            text = (np.asarray(prompt, np.int64) & 0xFFFFFFFF).astype(np.uint32).tobytes()
-        else:
-            text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in _as_list(prompt)).encode()
+        exact, text = _prompt(data["prompt"])
     else:
         raise ApiError(400, "the body needs 'messages' or 'prompt'", param="messages")
     stream = bool(_field(data, "stream", (bool, type(None)), False))
@@ -67,8 +74,10 @@ def read_call(body: bytes) -> Call:
 
 def prefix_keys(text: bytes) -> np.ndarray:
     """int64 identities of the full blocks of `text`: equal where all text up to a block's end is equal."""
+    if len(text) < BLOCK_BYTES:
+        return NO_KEYS
     running = hashlib.blake2b(digest_size=8, key=_KEY)
-    keys = np.empty(len(text) // BLOCK_BYTES, np.int64)
+    keys = np.empty(min(_BLOCKS, len(text) // BLOCK_BYTES), np.int64)
     for i in range(len(keys)):
         running.update(text[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
         keys[i] = int.from_bytes(running.copy().digest(), "little", signed=True)
@@ -83,6 +92,26 @@ def _field(data: dict[str, Any], name: str, types: tuple[type, ...], default: An
     return value
 
 
+def _prompt(prompt: Any) -> tuple[int | None, bytes]:
+    """The exact length of a prompt of token ids, or None, and its canonical text."""
+    if isinstance(prompt, list) and set(map(type, prompt)) == {int}:
+        try:
+            return len(prompt), (np.asarray(prompt, np.int64) & 0xFFFFFFFF).astype(np.uint32).tobytes()
+        except OverflowError:
+            raise ApiError(400, "a token id is out of range", param="prompt") from None
+    if isinstance(prompt, list) and len(prompt) > _PARTS:
+        raise ApiError(400, f"the prompt has more than {_PARTS} parts", param="prompt")
+    text = "\x01".join(p if isinstance(p, str) else _json(p) for p in _as_list(prompt))
+    return None, text.encode(errors="surrogatepass")
+
+
+def _json(value: Any) -> str:
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+
+
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -90,17 +119,22 @@ def _as_list(value: Any) -> list[Any]:
 def _canonical(data: dict[str, Any], messages: list[Any]) -> Iterator[bytes]:
     """A chat in the order in which templates write it: tools, then each message's role and content."""
     if data.get("tools"):
-        yield json.dumps(data["tools"]).encode()
+        yield _json(data["tools"]).encode()
+    count = len(messages)
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ApiError(400, f"messages[{i}] must be an object", param="messages")
         content = message.get("content")
+        count += len(content) if isinstance(content, list) else 0
+        if count > _PARTS:
+            raise ApiError(400, f"the messages have more than {_PARTS} parts", param="messages")
         parts = [p.get("text", p) if isinstance(p, dict) else p for p in _as_list(content) if p is not None]
         rest = {k: v for k, v in message.items() if k not in ("role", "content")}
         if rest:
             parts.append(rest)
-        text = "\x01".join(p if isinstance(p, str) else json.dumps(p) for p in parts)
-        yield f"{message.get('role')}\x01{text}".encode(errors="surrogatepass")
+        text = "\x01".join(p if isinstance(p, str) else _json(p) for p in parts)
+        role = message.get("role")
+        yield f"{role if isinstance(role, str) else _json(role)}\x01{text}".encode(errors="surrogatepass")
 
 
 class TokenEstimate:
@@ -115,18 +149,26 @@ class TokenEstimate:
     PRIOR = ((0.0, 0.0), (4096.0, 1024.0))
 
     def __init__(self) -> None:
-        self._sums = np.zeros(5)  # n, Σx, Σy, Σxx, Σxy
         self.fixed, self.slope = 0.0, BLOCK_TOKENS / BLOCK_BYTES
-        self._prior = sum(self._terms(x, y) for x, y in self.PRIOR)
-
-    @staticmethod
-    def _terms(x: float, y: float) -> np.ndarray:
-        return np.array([1.0, x, y, x * x, x * y])
+        self._n = self._x = self._y = self._xx = self._xy = 0.0  # n, Σx, Σy, Σxx, Σxy of what was observed
+        (x, y), (u, v) = self.PRIOR
+        self._prior = (2.0, x + u, y + v, x * x + u * u, x * y + u * v)
 
     def learn(self, prompt_bytes: int, prompt_tokens: int) -> None:
         """A replica counted `prompt_tokens` for a prompt."""
-        self._sums = self.MEMORY * self._sums + self._terms(prompt_bytes, prompt_tokens)
-        n, x, y, xx, xy = self._sums + self._prior
+        keep, prior = self.MEMORY, self._prior
+        self._n = keep * self._n + 1.0
+        self._x = keep * self._x + prompt_bytes
+        self._y = keep * self._y + prompt_tokens
+        self._xx = keep * self._xx + prompt_bytes * prompt_bytes
+        self._xy = keep * self._xy + prompt_bytes * prompt_tokens
+        n, x, y, xx, xy = (
+            self._n + prior[0],
+            self._x + prior[1],
+            self._y + prior[2],
+            self._xx + prior[3],
+            self._xy + prior[4],
+        )
         self.slope = min(2.0, max(0.05, (n * xy - x * y) / (n * xx - x * x)))
         self.fixed = max(0.0, (y - self.slope * x) / n)
 

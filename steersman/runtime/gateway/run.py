@@ -9,61 +9,134 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from aiohttp import web
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from steersman.runtime.admin.config import AdminConfig
+from steersman.runtime.deployment.scalars import Scalars
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
+from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.gateway.audit import Audit
+from steersman.runtime.gateway.config import GatewayConfig
+from steersman.runtime.gateway.control import Control, Policies, check_reach
+from steersman.runtime.gateway.descriptors import room
+from steersman.runtime.gateway.http.server import HttpLimits, Server
+from steersman.runtime.gateway.keys import Keys
+from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
+from steersman.runtime.gateway.tls import Tls
+from steersman.runtime.gateway.window import Gathered
+from steersman.runtime.journal import Journal
+from steersman.runtime.outcomes import Summary
 from steersman.runtime.policy import Policy
+from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.tenant import Tenant
 
-DRAIN_S = 30.0
+WINDOW_S = 10.0  # of what the board shows
+
+Board = Callable[[Summary, dict[str, float]], object]
+
+
+class Recorders(NamedTuple):
+    """What keeps a record of the service."""
+
+    audit: Audit | None = None
+    journal: Journal | None = None
+    board: Board | None = None
+
+
+_SAID = {
+    Status.UP: "up again, and takes its full share",
+    Status.DOWN: "down",
+    Status.OPEN: "failing requests: it gets none for a while",
+    Status.RAMPING: "up again, and starts slowly",
+    Status.DRAINING: "draining: it gets no new requests",
+}
 
 
 def serve(
+    config: GatewayConfig,
     fleet: Fleet,
-    policy: Policy,
+    tenants: Mapping[str, GatewayTenant],
+    policies: Policies,
     fallback: Policy,
-    tenants: Mapping[str, Tenant],
-    host: str = "127.0.0.1",
-    port: int = 8080,
     *,
-    drain_s: float = DRAIN_S,
+    board: Board | None = None,
     console: Console | None = None,
 ) -> int:
     """Serve `fleet` until SIGINT or SIGTERM. Returns the exit code, 0.
 
     The first signal stops new requests and waits up to `drain_s` seconds for those in flight; a second one
-    stops at once. `port` 0 takes a free one.
+    stops at once. Port 0 takes a free one. board: gets a summary of every window of service, and more curves.
 
     Raises:
-        UserError: the port is in use, or a replica cannot be started or reached; nothing is left running.
+        UserError: the port is in use, a file cannot be read, or a replica cannot be started or reached; nothing is
+            left running.
     """
     console = console or Console(stderr=True)
-    listener = _listen(host, port)
+    listener = _listen(config.host, config.port, "--port")
+    admin_listener = None
     try:
-        pool = Pool(fleet)
-        scheduler = Scheduler(fleet, tenants, policy, fallback, prefix_block_tokens=BLOCK_TOKENS)
+        admin_listener = _listen_for_admin(config.admin, console)
+        keys = None if config.keys is None else Keys(config.keys, tenants)
+        tls = None if config.tls is None else Tls(config.tls)
+        access = _access(fleet, tenants, keys)
+        audit = None if config.audit is None else Audit(config.audit, fleet)
+        pool = Pool(fleet, config.health)
+        first, predecessors = policies.store.begin(policies.first)
+        scheduler = Scheduler(
+            fleet,
+            access.rows,
+            first,
+            fallback,
+            prefix_block_tokens=BLOCK_TOKENS,
+            policy_limit_s=config.policy_limit_s,
+        )
+        assert scheduler.deployment is not None
+        scheduler.deployment.predecessors = predecessors
+        journal = None if config.journal is None else Journal(config.journal, fleet, access.rows)
+        recorders = Recorders(audit, journal, board)
         loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
         if sys.platform != "win32":
             import uvloop
 
             loop_factory = uvloop.new_event_loop
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(_serve(pool, scheduler, listener, drain_s, console))
+            runner.run(
+                _serve(config, pool, scheduler, policies, access, recorders, tls, listener, admin_listener, console)
+            )
     finally:
         listener.close()
+        if admin_listener is not None:
+            admin_listener.close()
     return 0
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _access(fleet: Fleet, tenants: Mapping[str, GatewayTenant], keys: Keys | None) -> Access:
+    try:
+        return Access(fleet, tenants, keys)
+    except ValueError as error:
+        raise UserError(f"tenants: {error}") from None
+
+
+def _listen_for_admin(config: AdminConfig | None, console: Console) -> socket.socket | None:
+    """A bound socket for the admin API; nobody who did not ask for one is kept from serving by a port in use."""
+    if config is not None:
+        check_reach(config)
+        return _listen(config.host, config.port, "admin.port")
+    try:
+        return _listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
+    except UserError as error:
+        console.print(f"no admin API: {error}", highlight=False)
+        return None
+
+
+def _listen(host: str, port: int, option: str) -> socket.socket:
     """A bound socket: taken before anything is started, so that a port in use costs nothing."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -77,12 +150,23 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} on {host} is in use; choose another one with --port") from None
+            raise UserError(f"port {port} on {host} is in use; choose another one with {option}") from None
         raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     return listener
 
 
-async def _serve(pool: Pool, scheduler: Scheduler, listener: socket.socket, drain_s: float, console: Console) -> None:
+async def _serve(
+    config: GatewayConfig,
+    pool: Pool,
+    scheduler: Scheduler,
+    policies: Policies,
+    access: Access,
+    recorders: Recorders,
+    tls: Tls | None,
+    listener: socket.socket,
+    admin_listener: socket.socket | None,
+    console: Console,
+) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
@@ -99,26 +183,48 @@ async def _serve(pool: Pool, scheduler: Scheduler, listener: socket.socket, drai
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
     started = False
-    runner: web.AppRunner | None = None
+    server: Server | None = None
+    chores: asyncio.Task[None] | None = None
+    gateway: Gateway | None = None
+    control: Control | None = None
     try:
         await _start(pool, console)
-        gateway = Gateway(scheduler, pool)
-        runner = web.AppRunner(gateway.app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        site = web.SockSite(runner, listener)
-        await site.start()
-        pool.watch(scheduler, lambda r, up: _tell_change(console, pool.names[r], up))
+        gateway = Gateway(
+            scheduler,
+            pool,
+            access,
+            fair=config.fair_shares,
+            audit=recorders.audit,
+            journal=recorders.journal,
+            open_metrics=access.keys is None,
+        )
+        pool.on_change = _told(gateway, pool, console)
+        control = Control(
+            config.admin or AdminConfig(), policies, gateway, lambda said: console.print(said, highlight=False)
+        )
+        await control.start(admin_listener)
+        server = Server(gateway.handle, _bounded(config.http, console))
+        clients = server
+        gateway.metrics.add(lambda: http_metrics(len(clients.connections), clients.rejected))
+        await server.start(sock=listener, ssl=tls.context if tls else None)
+        pool.watch(scheduler)
+        chores = asyncio.create_task(_chores(gateway, access, tls, recorders, console))
         started = True
-        _announce(console, listener, scheduler)
+        _announce(console, listener, scheduler, tls is not None)
+        if admin_listener is not None:
+            console.print(
+                f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy", highlight=False
+            )
         await stop.wait()
-        await site.stop()
+        gateway.draining = True
+        server.stop_listening()
         if gateway.inflight:
             console.print(
-                f"draining {gateway.inflight} requests, at most {drain_s:g} s; Ctrl-C again stops at once",
+                f"draining {gateway.inflight} requests, at most {config.drain_s:g} s; Ctrl-C again stops at once",
                 highlight=False,
             )
         try:
-            async with asyncio.timeout(drain_s):
+            async with asyncio.timeout(config.drain_s):
                 await gateway.drained()
         except TimeoutError:
             console.print(f"{gateway.inflight} requests did not end in time", highlight=False)
@@ -130,13 +236,69 @@ async def _serve(pool: Pool, scheduler: Scheduler, listener: socket.socket, drai
             loop.remove_signal_handler(number)
             # What follows is bounded and must not be cut short by an impatient third Ctrl-C.
             signal.signal(number, signal.SIG_IGN)
-        if runner is not None:
-            await runner.cleanup()
+        if chores is not None:
+            chores.cancel()
+        if control is not None:
+            await control.stop()
+        if server is not None:
+            await server.stop()
+        if gateway is not None:
+            gateway.relay.close()
+        if recorders.audit is not None:
+            recorders.audit.flush()
+        if recorders.journal is not None:
+            await asyncio.to_thread(recorders.journal.close)
         await pool.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
             console.print("stopped", highlight=False)
+
+
+def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
+    """The limits, with no more connections than there are descriptors for."""
+    most = room()
+    if most is None or most >= limits.connections:
+        return limits
+    if "connections" in limits.model_fields_set:
+        console.print(f"http.connections: the limit on open files (ulimit -n) allows {most}", highlight=False)
+    return limits.model_copy(update={"connections": most})
+
+
+def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Status], None]:
+    """What happens when a replica's status changes: the gateway's part, and a line for the operator."""
+
+    def changed(replica: int, status: Status) -> None:
+        gateway.replica_changed(replica, status)
+        console.print(f"replica {pool.names[replica]} is {_SAID[status]}", highlight=False)
+
+    return changed
+
+
+async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: Recorders, console: Console) -> None:
+    """Once a second: what is idle too long, and files that have changed; now and then, a window for the board."""
+    loop = asyncio.get_running_loop()
+    assert gateway.scheduler.deployment is not None
+    scalars, watched_s = Scalars(gateway.scheduler.deployment), loop.time()
+    while True:
+        await asyncio.sleep(1.0)
+        gateway.sweep(loop.time())
+        for refreshed in (access.refresh, tls.refresh if tls else None):
+            problem = refreshed() if refreshed is not None else None
+            if problem is not None:
+                console.print(f"{problem}; what was read before stays in use", highlight=False)
+        if loop.time() - watched_s >= WINDOW_S:
+            watched_s = loop.time()
+            await asyncio.to_thread(_show, gateway, gateway.window.take(), scalars.take(), recorders.board)
+
+
+def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board | None) -> None:
+    policy = gateway.scheduler.policy
+    summary = gateway.window.summary(gathered, policy.name if policy is not None else "")
+    if summary is not None:
+        gateway.last_window = summary
+        if board is not None:
+            board(summary, more)
 
 
 async def _start(pool: Pool, console: Console) -> None:
@@ -159,13 +321,14 @@ async def _start(pool: Pool, console: Console) -> None:
         await pool.start(told)
 
 
-def _tell_change(console: Console, name: str, up: bool) -> None:
-    console.print(f"replica {name} is {'up again' if up else 'down'}", highlight=False)
-
-
-def _announce(console: Console, listener: socket.socket, scheduler: Scheduler) -> None:
+def _url(listener: socket.socket, secure: bool) -> str:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _announce(console: Console, listener: socket.socket, scheduler: Scheduler, secure: bool) -> None:
+    url = _url(listener, secure)
     model = scheduler.fleet.models[0]
     body = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}' % model  # noqa: UP031
     assert scheduler.policy is not None

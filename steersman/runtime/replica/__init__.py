@@ -8,6 +8,7 @@ BACKEND = MyBackend
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
@@ -27,6 +28,7 @@ class Scraped(NamedTuple):
     running: float  # sequences in the batch
     waiting: float  # requests queued inside the engine
     kv_use: float  # share of the KV cache in use
+    prefix_hit_rate: float = math.nan  # share of prompt tokens found in its prefix cache so far; NaN: it does not say
 
 
 class Replica(Protocol):

@@ -278,16 +278,18 @@ class _Episode:
 
     async def _play(self, index: int, ticket: Ticket) -> None:
         """Send one request and follow its stream to the end."""
-        replica = ticket.replica
+        replica, sent_s = ticket.replica, self.scheduler.now
         counter, ok = EventCounter(), False
         leaves_s = float(self.requests.table["cancel_s"][index])
         patience = asyncio.timeout(ticket.arrived_s + leaves_s - self.scheduler.now if leaves_s else None)
         try:
             async with patience:
                 ok = await self._stream(index, ticket, counter)
+            if ok:
+                self.pool.answered(replica, sent_s)
         except (aiohttp.ClientError, OSError, TimeoutError):
             if not patience.expired():
-                self.pool.failed(replica, self.scheduler)
+                self.pool.failed(replica, sent_s)
         finally:
             self._count_usage()
             tokens, left = counter.usage.completion_tokens if counter.usage else None, patience.expired()
@@ -321,7 +323,6 @@ class _Episode:
         ) as answer:
             if answer.status != 200:
                 return False
-            self.pool.answered(ticket.replica)
             async for chunk in answer.content.iter_any():
                 tokens = counter.feed(chunk)
                 if tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 
 import aiohttp
@@ -15,7 +16,9 @@ _NAMES = (
     ("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:token_usage"),
     ("llamacpp:requests_processing", "llamacpp:requests_deferred", "llamacpp:kv_cache_usage_ratio"),
 )
-TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+# Hits and queries in tokens, or the ratio of them.
+_HITS, _QUERIES, _HIT_RATE = "vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", "sglang:cache_hit_rate"
+TIMEOUT = aiohttp.ClientTimeout(total=1.0)  # later figures are no use; whether it lives at all is asked for then
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
 
 
@@ -23,7 +26,7 @@ def parse(text: str) -> Scraped | None:
     """The figures in a Prometheus text, or None if it is of no known engine."""
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    wanted = {name for names in _NAMES for name in names}
+    wanted = {name for names in _NAMES for name in names} | {_HITS, _QUERIES, _HIT_RATE}
     for line in text.splitlines():
         name = line.partition("{")[0].partition(" ")[0]
         if name in wanted:
@@ -31,12 +34,19 @@ def parse(text: str) -> Scraped | None:
                 value = float(line.rpartition("}")[2].split()[0 if "}" in line else 1])
             except (ValueError, IndexError):
                 continue
-            sums[name] += value
-            counts[name] += 1
+            if 0.0 <= value < math.inf:
+                sums[name] += value
+                counts[name] += 1
     for running, waiting, use in _NAMES:
         if running in sums:
-            return Scraped(sums[running], sums[waiting], sums[use] / max(1, counts[use]))
+            return Scraped(sums[running], sums[waiting], sums[use] / max(1, counts[use]), _hit_rate(sums, counts))
     return None
+
+
+def _hit_rate(sums: dict[str, float], counts: dict[str, int]) -> float:
+    if counts[_HIT_RATE]:
+        return sums[_HIT_RATE] / counts[_HIT_RATE]
+    return sums[_HITS] / sums[_QUERIES] if sums[_QUERIES] else math.nan
 
 
 def slots_use(text: str) -> float:

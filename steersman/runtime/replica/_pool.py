@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
 from collections.abc import Callable
 
 import aiohttp
@@ -13,11 +15,11 @@ from steersman.runtime.config import Model, validate
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, ReplicaGroup
 from steersman.runtime.replica import KIND, Replica
+from steersman.runtime.replica._health import Health, HealthConfig, Status
+from steersman.runtime.replica._pulse import Pulse
 from steersman.runtime.scheduler import Scheduler
 
-SCRAPE_S = 0.5
-RECHECK_S = 1.0
-FAILURES_TO_DOWN = 3
+_log = logging.getLogger("steersman.pool")
 
 
 def open_replica(name: str, group: ReplicaGroup) -> Replica:
@@ -34,19 +36,25 @@ def open_replica(name: str, group: ReplicaGroup) -> Replica:
 
 
 class Pool:
-    """All replicas of a fleet, in its order, and the HTTP session to them.
+    """All replicas of a fleet, in its order, the HTTP session to ask after them, and how well each is.
 
     Raises:
         UserError: a replica has no backend, or its options are wrong.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, config: HealthConfig | None = None) -> None:
+        self.config = config or HealthConfig()
         self.names = fleet.names
         self.replicas = [open_replica(n, g) for n, g in zip(fleet.names, fleet.groups, strict=True)]
-        self.failures = [0] * len(self.replicas)  # connections that failed in a row
+        self.health = [Health(self.config, g.max_num_seqs) for g in fleet.groups]
+        self.prefix_hit_rate = [math.nan] * len(self.replicas)  # as the engines report it
+        self.on_change: Callable[[int, Status], None] = lambda _r, _status: None
+        self._status = [Status.UP] * len(self.replicas)
         self._session: aiohttp.ClientSession | None = None
         self._watches: list[asyncio.Task[None]] = []
+        self._pulse: Pulse | None = None
         self._recheck = [asyncio.Event() for _ in self.replicas]
+        self._scheduler: Scheduler | None = None
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -79,39 +87,91 @@ class Pool:
             await self.stop()
             raise
 
-    def watch(self, scheduler: Scheduler, changed: Callable[[int, bool], None] = lambda _r, _up: None) -> None:
-        """Keep `scheduler` told of each replica's metrics and health until `unwatch`."""
-        self._watches = [asyncio.create_task(self._watch(i, scheduler, changed)) for i in range(len(self.replicas))]
+    def attach(self, scheduler: Scheduler) -> None:
+        """From now on `scheduler` is told how each replica is."""
+        self._scheduler = scheduler
+        for index in range(len(self.replicas)):
+            self._apply(index)
 
-    async def _watch(self, index: int, scheduler: Scheduler, changed: Callable[[int, bool], None]) -> None:
-        replica, up = self.replicas[index], True
+    def watch(self, scheduler: Scheduler) -> None:
+        """Keep `scheduler` told of each replica's metrics and health until `unwatch`."""
+        self.attach(scheduler)
+        self._pulse = Pulse()
+        self._watches = [asyncio.create_task(self._watch(i, scheduler)) for i in range(len(self.replicas))]
+
+    async def _watch(self, index: int, scheduler: Scheduler) -> None:
+        health, loop = self.health[index], asyncio.get_running_loop()
+        assert self._pulse is not None
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SCRAPE_S if up else RECHECK_S):
+                async with asyncio.timeout(self.config.scrape_s if health.healthy else self.config.recheck_s):
                     await self._recheck[index].wait()
             self._recheck[index].clear()
-            figures = await replica.scrape(self.session) if up else None
-            if figures is not None:
-                scheduler.scraped(index, *figures)
-            # An engine without known metrics is asked for its health instead.
-            suspect = figures is None or self.failures[index] >= FAILURES_TO_DOWN
-            before, up = up, not suspect or await replica.healthy(self.session)
-            if up and suspect:
-                self.failures[index] = 0
-            scheduler.set_up(index, up)
-            if up != before:
-                changed(index, up)
+            began_s = loop.time()
+            well = await self._look(index, scheduler)
+            while not well and self._pulse.stopped_since(began_s):  # it may have answered: look again
+                began_s = loop.time()
+                well = await self._look(index, scheduler)
+            health.looked(scheduler.now, well)
+            self._apply(index)
 
-    def failed(self, index: int, scheduler: Scheduler) -> None:
-        """A connection failed. After a few in a row the replica gets no requests until it is healthy."""
-        self.failures[index] += 1
-        if self.failures[index] == FAILURES_TO_DOWN:
-            scheduler.set_up(index, False)
+    async def _look(self, index: int, scheduler: Scheduler) -> bool:
+        """Read a replica's metrics, and say whether it is well."""
+        try:
+            return await self._read(index, scheduler)
+        except Exception:  # of a backend's own code: whatever it is, the watch goes on
+            _log.exception("replica %s could not be asked how it is", self.names[index])
+            return False
+
+    async def _read(self, index: int, scheduler: Scheduler) -> bool:
+        replica, health = self.replicas[index], self.health[index]
+        figures = await replica.scrape(self.session) if health.healthy else None
+        if figures is not None:
+            scheduler.scraped(index, figures.running, figures.waiting, figures.kv_use)
+            self.prefix_hit_rate[index] = figures.prefix_hit_rate
+        # An engine without known metrics, or whose breaker is open, is asked for its health instead.
+        suspect = figures is None or health.status(scheduler.now) is Status.OPEN
+        return not suspect or await replica.healthy(self.session)
+
+    def _apply(self, index: int) -> None:
+        """Tell the scheduler how a replica is now."""
+        if self._scheduler is None:
+            return
+        now, health = self._scheduler.now, self.health[index]
+        status, before = health.status(now), self._status[index]
+        # One that was only drained, or had its breaker open, still has its cache.
+        self._scheduler.set_up(index, status in (Status.UP, Status.RAMPING), kept_cache=before is not Status.DOWN)
+        self._scheduler.set_cap(index, health.cap(now))
+        self._status[index] = status
+        if status is not before:
+            self.on_change(index, status)
+
+    def status(self, index: int) -> Status:
+        """How a replica is, as the scheduler was told last."""
+        return self._status[index]
+
+    def failed(self, index: int, sent_s: float) -> None:
+        """An attempt on a replica failed, sent at `sent_s`. After a few in a row it gets no requests for a while."""
+        if self._scheduler is not None:
+            self.health[index].failed(self._scheduler.now, sent_s)
+            self._apply(index)
             self._recheck[index].set()
 
-    def answered(self, index: int) -> None:
-        """A replica answered a request."""
-        self.failures[index] = 0
+    def cool(self, index: int, seconds: float) -> None:
+        """A replica asked to be left alone for a while."""
+        if self._scheduler is not None:
+            self.health[index].cool(self._scheduler.now, seconds)
+            self._apply(index)
+
+    def answered(self, index: int, sent_s: float) -> None:
+        """A replica answered, in full, a request sent at `sent_s`."""
+        if self._scheduler is not None:
+            self.health[index].answered(self._scheduler.now, sent_s)
+
+    def drain(self, index: int, draining: bool) -> None:
+        """Send no new requests to a replica, or send them again."""
+        self.health[index].draining = draining
+        self._apply(index)
 
     async def unwatch(self) -> None:
         """The end of `watch`."""
@@ -119,6 +179,9 @@ class Pool:
         for task in watches:
             task.cancel()
         await asyncio.gather(*watches, return_exceptions=True)
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
 
     async def stop(self) -> None:
         """Stop all that is ours. Safe at any time, and more than once."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, NamedTuple
+import re
+from typing import Any, NamedTuple, TypeGuard
+
+import orjson
 
 _LONGEST_LINE = 4 << 20
+_NO_USAGE = re.compile(rb'"usage": ?null')
 
 
 class Usage(NamedTuple):
@@ -22,17 +25,21 @@ def read_usage(data: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if not isinstance(prompt, int) or not isinstance(completion, int):
+    if not _is_count(prompt) or not _is_count(completion):
         return None
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(prompt, completion, cached if isinstance(cached, int) else None)
+    return Usage(prompt, completion, cached if _is_count(cached) else None)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def usage_of(body: bytes) -> Usage | None:
     """The usage in a whole response."""
     try:
-        return read_usage(json.loads(body))
+        return read_usage(orjson.loads(body))
     except ValueError:
         return None
 
@@ -53,6 +60,17 @@ class EventCounter:
     def feed(self, chunk: bytes) -> int:
         """More bytes. Returns the tokens in them."""
         before = self.tokens
+        if (
+            before
+            and not self._rest
+            and chunk.startswith(b"data:")
+            and chunk.endswith(b"}\n\n")
+            and b'"usage":' not in chunk
+            and b'"delta":{}' not in chunk
+            and b"[DONE]" not in chunk
+        ):  # whole events with text, which most are
+            self.tokens += 1 + chunk.count(b"\ndata:")
+            return self.tokens - before
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             self._rest = b""
@@ -69,11 +87,11 @@ class EventCounter:
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.done = True
-        elif self.tokens and b'"usage":' not in data and b'"delta":{}' not in data:
+        elif self.tokens and b'"delta":{}' not in data and (b'"usage":' not in data or _NO_USAGE.search(data)):
             self.tokens += 1
         else:
             try:
-                event = json.loads(data)
+                event = orjson.loads(data)
             except ValueError:
                 return
             self.usage = read_usage(event) or self.usage

@@ -5,7 +5,7 @@ with `_` are not sources.
 """
 
 from steersman.runtime.workload._fit import fit_quantiles
-from steersman.runtime.workload._source import Files, Source, Split, Stream
+from steersman.runtime.workload._source import Files, Source, Split, Stream, Tags
 from steersman.runtime.workload._workload import Workload, WorkloadTenant, load_workload
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Source",
     "Split",
     "Stream",
+    "Tags",
     "Workload",
     "WorkloadTenant",
     "fit_quantiles",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from steersman.runtime.config import Model, validate
 from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import Zone
 from steersman.runtime.plugins import Kind, find, names
 
 SOURCES = Kind("workload source", "steersman.runtime.workload", "SOURCE", "steersman.sources")
@@ -16,6 +19,17 @@ SOURCES = Kind("workload source", "steersman.runtime.workload", "SOURCE", "steer
 Split = Literal["train", "held-out"]
 
 ELSEWHERE = "pass --traces DIR or set STEERSMAN_TRACES to the folder that holds it"
+
+
+class Tags(NamedTuple):
+    """What recorded requests ask for, each for itself, where its tenant does not: columns for n requests."""
+
+    priority: np.ndarray  # (n,) int64
+    model: np.ndarray  # (n,) int64: index into `models`; −1: any
+    regions: np.ndarray  # (n,) int64: bit mask over `zones`; 0: any
+    cancel_s: np.ndarray  # (n,) float64: its client leaves so long after it arrived; 0: never
+    models: Sequence[str]
+    zones: Sequence[Zone]
 
 
 class Stream(NamedTuple):
@@ -28,6 +42,7 @@ class Stream(NamedTuple):
     prompt_blocks: np.ndarray  # (n,) int64, full blocks of the prompt
     block_count: np.ndarray  # (n,) int64, at least prompt_blocks
     blocks: np.ndarray  # (sum of block_count,) int64 in [0, 2**48): equal means an equal prefix in this stream
+    tags: Tags | None = None
 
 
 class Files(NamedTuple):
@@ -60,6 +75,10 @@ class Source(Model):
     def offered_rps(self, files: Files) -> float:
         """Mean requests per second at load 1."""
         raise NotImplementedError
+
+    def seeds(self, seed: int, tenant: str) -> list[int]:
+        """What the random numbers of `tenant`'s stream come from: by default, no two tenants have the same."""
+        return [seed, zlib.crc32(tenant.encode())]
 
     def stream(
         self,

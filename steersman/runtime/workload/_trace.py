@@ -83,7 +83,7 @@ class TraceSource(Source):
         if self.level_parts:
             recorded = max(int(((time_s >= low) & (time_s < high)).sum()), 1)
             speed *= len(time_s) / trace.period_s * (high - low) / recorded
-        rows, lap, since_s = _window(rng, time_s, low, high, duration_s * speed)
+        rows, lap, since_s = window(rng, time_s, low, high, duration_s * speed)
         # Rounding of the division must not push the last arrival out of the window.
         arrival_s = np.minimum(since_s / speed, np.nextafter(duration_s, 0))
         prompt = trace.prompt_tokens[rows]
@@ -101,7 +101,7 @@ class TraceSource(Source):
         raise NotImplementedError
 
 
-def _window(
+def window(
     rng: np.random.Generator, time_s: np.ndarray, low: float, high: float, length: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random window of `length` seconds of the part [low, high): rows, laps, seconds since its start."""

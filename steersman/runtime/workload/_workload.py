@@ -14,11 +14,12 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from steersman.runtime.config import Model, apply_sets, read_yaml, validate
 from steersman.runtime.errors import UserError
+from steersman.runtime.fleet import Zone
 from steersman.runtime.plugins import nearest
 from steersman.runtime.requests import REQUEST, Requests
 from steersman.runtime.tenant import Tenant
 from steersman.runtime.workload._blocks import separate
-from steersman.runtime.workload._source import Files, Source, Split, Stream, make_source
+from steersman.runtime.workload._source import Files, Source, Split, Stream, Tags, make_source
 
 
 class Leaving(Model):
@@ -32,7 +33,7 @@ class WorkloadTenant(Tenant):
     """A tenant, and where its requests come from."""
 
     source: dict[str, Any] = Field(
-        description="kind: synthetic, azure, mooncake or pkg.module:attribute, with its options"
+        description="kind: synthetic, azure, mooncake, journal or pkg.module:attribute, with its options"
     )
     model: str | None = Field(default=None, description="the model that it asks for; default: any")
     regions: list[str] = Field(default=[], description="regions that may hold its data; default: any")
@@ -89,12 +90,14 @@ class Workload(Model):
         duration_s: float | None = None,
         models: Sequence[str] = (),
         regions: Sequence[str] = (),
+        zones: Sequence[Zone] = (),
     ) -> Requests:
         """One episode; the same arguments give the same bytes.
 
         seed: at least 0. A tenant's stream depends on it and on the tenant's name, not on the other tenants.
         load: multiplies every tenant's rate.
         models, regions: the fleet's, which the tenants' names are looked up in.
+        zones: the fleet's, for recorded requests; none: they may go anywhere.
 
         Raises:
             UserError: a trace cannot be read, the load is not positive, or a tenant's model or all of its
@@ -107,7 +110,7 @@ class Workload(Model):
         tables, blocks, first = [], [], 0
         for index, (name, tenant) in enumerate(self.tenants.items()):
             stream = tenant.made_source.stream(
-                np.random.default_rng([seed, zlib.crc32(name.encode())]),
+                np.random.default_rng(tenant.made_source.seeds(seed, name)),
                 duration_s=self.warm_s + duration_s,
                 load=load,
                 split=split,
@@ -118,6 +121,8 @@ class Workload(Model):
             table["tenant"], table["priority"] = index, tenant.priority
             table["model"] = _model_index(name, tenant.model, models)
             table["regions"] = _region_mask(name, tenant.regions, regions)
+            if stream.tags is not None:
+                _tag(table, name, stream.tags, models, zones)
             if tenant.leaving is not None:
                 table["cancel_s"] = _patience(tenant.leaving, len(table), seed, name)
             tables.append(table)
@@ -168,8 +173,36 @@ def _region_mask(tenant: str, wanted: Sequence[str], regions: Sequence[str]) -> 
     return mask
 
 
+def _tag(table: np.ndarray, tenant: str, tags: Tags, models: Sequence[str], zones: Sequence[Zone]) -> None:
+    """Write what requests ask for themselves into their `table`; names are the fleet's, if one is given."""
+    table["priority"] = np.where(tags.priority != 0, tags.priority, table["priority"])
+    table["cancel_s"] = tags.cancel_s
+    for i, model in enumerate(tags.models if models else ()):
+        if (asked := tags.model == i).any():
+            table["model"][asked] = _model_index(tenant, model, models)
+    for mask in np.unique(tags.regions[tags.regions != 0]) if zones else ():
+        wanted = [zone for i, zone in enumerate(tags.zones) if mask >> i & 1]
+        table["regions"][tags.regions == mask] = _zone_mask(tenant, wanted, zones)
+
+
+def _zone_mask(tenant: str, wanted: Sequence[Zone], zones: Sequence[Zone]) -> int:
+    """Where among `zones` data may be that was free to go to the `wanted` ones, and to no other zone there was.
+
+    In one of their regions, where all classes of data may be seen that may be in every one of them.
+    """
+    regions = {zone.region for zone in wanted}
+    classes = frozenset.intersection(*(zone.data_classes for zone in wanted))
+    mask = sum(1 << i for i, zone in enumerate(zones) if zone.region in regions and zone.data_classes >= classes)
+    if not mask:
+        of = f" that may see {', '.join(sorted(classes))}" if classes else ""
+        raise UserError(
+            f"tenant {tenant!r} keeps its data in {', '.join(sorted(regions))}, but the fleet has no replica there{of}"
+        )
+    return mask
+
+
 def load_workload(path: str | Path, sets: Sequence[str] | None = None, traces: Path | None = None) -> Workload:
-    """The workload in a YAML file.
+    """The workload in a YAML file, or the one that a journal's folder recorded.
 
     sets: `key.path=value` changes. traces: the folder of trace files; by default STEERSMAN_TRACES of the
     environment. Traces are read by the first `sample`.
@@ -179,6 +212,14 @@ def load_workload(path: str | Path, sets: Sequence[str] | None = None, traces: P
     """
     if traces is None and os.environ.get("STEERSMAN_TRACES"):
         traces = Path(os.environ["STEERSMAN_TRACES"])
-    workload = validate(Workload, apply_sets(read_yaml(Path(path)), sets or []), str(path))
+    workload = validate(Workload, apply_sets(_read(Path(path)), sets or []), str(path))
     workload._files = Files(traces)
     return workload
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        return read_yaml(path)
+    from steersman.runtime.workload.journal import workload_of  # a source imports this package
+
+    return workload_of(path)

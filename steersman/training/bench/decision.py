@@ -36,7 +36,7 @@ def bench(policy: Path | None, rounds: int) -> dict[str, Any]:
 
     policy: a bundle; without one, a scorer of the default architecture with random weights. `p50_us` and `p99_us` are
     those of the policy: scores and pick. `compiled_…` are its compiled form's, `observe_…` those of observation and
-    guard, and `decide_…` of all that a decision takes.
+    guard, `beside_…` those of all but scores, observation and guard, and `decide_…` those of all that a decision takes.
     """
     bundle = _random_bundle() if policy is None else open_bundle(policy)
     figures: dict[str, Any] = {
@@ -82,7 +82,26 @@ def _times(bundle: Bundle, candidates: int, rounds: int) -> dict[str, np.ndarray
         started = time.perf_counter()
         served.observe(tickets[i % KINDS])
         observe[i] = 1e6 * (time.perf_counter() - started)
-    return {"policy": part, "compiled": _decide_us(compiled, rounds)[1], "observe": observe, "decide": whole}
+    beside = _decide_us(_busy(_Free(candidates), candidates), rounds)[0] - np.median(observe)
+    return {
+        "policy": part,
+        "compiled": _decide_us(compiled, rounds)[1],
+        "observe": observe,
+        "beside": beside,
+        "decide": whole,
+    }
+
+
+class _Free:
+    """A policy whose scores cost nothing."""
+
+    name = "free"
+
+    def __init__(self, candidates: int) -> None:
+        self._scores = np.zeros(candidates)
+
+    def score(self, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return self._scores
 
 
 def _decide_us(scheduler: Scheduler, rounds: int) -> tuple[np.ndarray, np.ndarray]:

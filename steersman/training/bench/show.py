@@ -45,10 +45,25 @@ def decision_table(figures: dict[str, Any]) -> Table:
         ("the policy: scores through ONNX Runtime, and pick", ""),
         ("the same with its compiled form", "compiled_"),
         ("observation and guard", "observe_"),
+        ("checks, choice and counts", "beside_"),
         ("all of a decision", "decide_"),
     ):
         cells = [f"{figures[prefix + name][size]:.1f}" for size in sizes for name in ("p50_us", "p99_us")]
         table.add_row(text, *cells)
+    return table
+
+
+def journal_table(figures: dict[str, Any]) -> Table:
+    """The figures of `journal.bench` for a terminal."""
+    title = f"{figures['machine']}; {figures['replicas']} replicas, {figures['decisions']:,} decisions"
+    table = _table(title, ("journal", "P50 µs", "P99 µs"))
+    table.min_width = len(title)
+    for name, text in (("decided", "a decision, where it is made"), ("over", "the end of a request, there")):
+        table.add_row(text, f"{figures[f'{name}_p50_us']:.2f}", f"{figures[f'{name}_p99_us']:.2f}")
+    table.add_row("both, mean of a request", f"{figures['per_request_us']:.2f}")
+    table.add_row("packing and writing, CPU of a thread, a decision", f"{figures['writing_cpu_us_per_decision']:.2f}")
+    table.add_row("bytes on disk, a decision", f"{figures['bytes_per_decision']:.0f}")
+    table.add_row("dropped", f"{figures['dropped']}")
     return table
 
 
@@ -61,6 +76,107 @@ def training_table(figures: dict[str, Any]) -> Table:
     table.add_row("one that costs nothing", f"{figures['free_env_frames_per_cpu_s']:,.0f}")
     table.add_row("ratio", f"{figures['ratio']:.2f}")
     return table
+
+
+def gateway_tables(figures: dict[str, Any]) -> list[Table]:
+    """The figures of `gateway.measure.bench` for a terminal."""
+    rows = figures["targets"]
+    title = f"{rows[0]['machine']}; {rows[0]['rounds']} rounds of {rows[0]['seconds']:g} s"
+    columns = ("target", "version", "added P50 ms", "P99 ms", "requests/s", "of direct", "CPU µs/request")
+    speed = _table(title, (*columns, "stream added ms", "longest gap ms", "stalled", "CPU µs/stream", "errors"))
+    for r in rows:
+        speed.add_row(
+            r["name"],
+            r["version"],
+            f"{r['added_p50_ms']:.3f}",
+            f"{r['p99_ms']:.2f}",
+            f"{r['requests_per_s']:,.0f}",
+            f"{r['of_direct']:.2f}",
+            f"{r['cpu_us_per_request']:.1f}",
+            f"{r['stream_added_ms']:.1f}",
+            f"{r['stream_max_gap_ms']:.1f}",
+            f"{r['stalled_streams']:.0%}",
+            f"{r['cpu_us_per_stream']:.0f}",
+            f"{r['errors']:.0f}",
+        )
+    held = [r for r in rows if "held_streams" in r]
+    if not held:
+        return [speed]
+    title = f"{held[0]['streams']:,} streams at once: resident memory (MiB)"
+    memory = _table(title, ("target", "held", "errors", "before", "all open", "at their end", "after"))
+    for r in held:
+        sizes = [f"{r[f'rss_{when}_mib']:.0f}" for when in ("before", "first", "last", "after")]
+        memory.add_row(r["name"], f"{r['held_streams']:,}", f"{r['held_errors']}", *sizes)
+    return [speed, memory]
+
+
+def fault_table(figures: dict[str, Any]) -> Table:
+    """The figures of `faults.measure.bench` for a terminal."""
+    title = (
+        f"{figures['machine']}; {figures['policy']}; {figures['rate']:g} requests/s; faults of {figures['seconds']:g} s"
+    )
+    columns = (
+        "scenario",
+        "sent",
+        "answered",
+        "retried",
+        "refused",
+        "cut",
+        "left",
+        "lost",
+        "worst s",
+        "out s",
+        "back s",
+    )
+    table = _table(title, (*columns, "MiB", "descriptors", ""))
+    for r in figures["scenarios"]:
+        table.add_row(
+            r["name"],
+            *(f"{r[key]:,}" for key in ("sent", "answered")),
+            _known(r["retried"], ",.0f"),
+            *(f"{r[key]:,}" for key in ("refused", "cut", "left", "lost")),
+            f"{r['worst_s']:.2f}",
+            _known(r["out_s"], ".2f"),
+            _known(r["back_s"], ".2f"),
+            f"{r['memory_before_mib']:.0f} → {_known(r['memory_after_mib'], '.0f')}",
+            f"{r['descriptors_before']} → {_known(r['descriptors_after'], '.0f')}",
+            "WRONG" if r["wrong"] else "",
+        )
+    return table
+
+
+def soak_table(figures: dict[str, Any]) -> Table:
+    """The figures of a soak for a terminal."""
+    table = _table(f"{figures['machine']}; {figures['policy']}", ("what", "figure"))
+    for r in figures["soak"]:
+        table.add_row("requests", f"{r['sent']:,} in {r['seconds']:g} s, {r['sent'] / r['seconds']:.0f} a second")
+        for key in ("answered", "retried", "refused", "cut", "lost"):
+            table.add_row(key, f"{r[key]:,.0f}")
+        table.add_row("longest answer (s)", f"{r['worst_s']:.2f}")
+        table.add_row(
+            "least memory of any 10 s, second half (MiB)", f"{r['memory_first_mib']:.1f} → {r['memory_last_mib']:.1f}"
+        )
+        table.add_row("its slope (MiB an hour)", f"{r['memory_slope_mib_per_hour']:+.1f}")
+        table.add_row(
+            "least descriptors of any 10 s, second half", f"{r['descriptors_first']:.0f} → {r['descriptors_last']:.0f}"
+        )
+        table.add_row("their slope (an hour)", f"{r['descriptors_slope_per_hour']:+.1f}")
+        table.add_row("descriptors before it and after", f"{r['descriptors_before']} → {r['descriptors_after']}")
+        table.add_row("requests counted as in flight at the end", f"{r['inflight_after']:.0f}")
+    return table
+
+
+def fault_notes(figures: dict[str, Any]) -> list[str]:
+    """What else was seen, what was not as it should be, and what was not played, a sentence each."""
+    rows = [*figures["scenarios"], *figures["soak"]]
+    notes = [f"{r['name']}: {note}" for r in figures["scenarios"] for note in r["notes"]]
+    wrong = [f"WRONG in {r['name']}: {what}" for r in rows for what in r["wrong"]]
+    skipped = [f"{name} was not played: the package openai is not installed" for name in figures["skipped"]]
+    return [*notes, *wrong, *skipped]
+
+
+def _known(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def rllib_table(figures: dict[str, Any]) -> Table:

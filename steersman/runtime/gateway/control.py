@@ -1,0 +1,82 @@
+"""What an operator holds of a running gateway: its policies, the admin API, and the bundle that it was started with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from aiohttp import web
+
+from steersman.runtime.admin.api import AdminState, admin_app
+from steersman.runtime.admin.config import KEY_ENV, AdminConfig
+from steersman.runtime.deployment.deployer import Deployer
+from steersman.runtime.deployment.metrics import metrics
+from steersman.runtime.deployment.selftest import SelfTest
+from steersman.runtime.deployment.store import PolicyStore, Prepared
+from steersman.runtime.deployment.watch import BundleWatch
+from steersman.runtime.errors import UserError
+from steersman.runtime.gateway.app import Gateway
+
+
+class Policies(NamedTuple):
+    """The policies that a gateway starts with."""
+
+    store: PolicyStore
+    first: Prepared
+    path: Path | None = None  # of the bundle, to be read again when it changes
+
+
+class Control:
+    """Operates a gateway while it runs. Make it in the event loop."""
+
+    def __init__(
+        self, config: AdminConfig, policies: Policies, gateway: Gateway, told: Callable[[str], object]
+    ) -> None:
+        scheduler, deployment = gateway.scheduler, gateway.scheduler.deployment
+        assert deployment is not None
+        deployment.told = told
+        deployment.later = asyncio.get_running_loop().call_soon
+        gateway.metrics.add(lambda: metrics(deployment))
+        deployer = Deployer(deployment, policies.store, SelfTest(scheduler), config.canary)
+        state = AdminState(deployer, scheduler, gateway.pool, gateway.metrics.text, gateway.health, config.key_digest())
+        self._runner = web.AppRunner(admin_app(state), access_log=None, shutdown_timeout=1.0)
+        self._watch = None if policies.path is None else BundleWatch(policies.path, deployer.reload)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self, listener: socket.socket | None) -> None:
+        """Serve the admin API on `listener`, if there is one, and look after the bundle."""
+        await self._runner.setup()
+        if listener is not None:
+            await web.SockSite(self._runner, listener).start()
+        if self._watch is not None:
+            self._watching = asyncio.create_task(self._watch.run())
+
+    async def stop(self) -> None:
+        """The end of `start`."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+        await self._runner.cleanup()
+
+
+def check_reach(config: AdminConfig) -> None:
+    """Refuse an admin API that others could use without a key.
+
+    Raises:
+        UserError: it has no key, and would listen beyond loopback.
+    """
+    try:
+        loopback = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback and not config.key_digest():
+        raise UserError(
+            f"admin.host {config.host!r}: beyond loopback the admin API needs a key; "
+            f"set admin.key_sha256, or {KEY_ENV} in the environment"
+        )

@@ -1,0 +1,297 @@
+"""The client's side: connections to one replica, kept and used again.
+
+A `Receiver` is told of the answer as it comes: its head, pieces of its body, its end, or that it broke off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httptools
+
+# Servers of the field close idle connections after 5 s: they are given up before.
+KEEP_S = 4.0
+CONNECT_S = 3.0
+_HEAD_LIMIT = 64 << 10
+
+
+class Broken(Exception):
+    """No answer, or not all of it. The message says why.
+
+    stale: a connection that had been used before ended without a byte of the answer: the server may have closed
+    it just as the request went out.
+    """
+
+    def __init__(self, message: str, stale: bool = False) -> None:
+        super().__init__(message)
+        self.stale = stale
+
+
+class Receiver(Protocol):
+    """Who is told of an answer."""
+
+    def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Names in lower case, without those of the connection itself."""
+        ...
+
+    def data(self, data: bytes) -> None: ...
+    def end(self) -> None: ...
+    def broke(self, error: Broken) -> None: ...
+
+
+_OF_THE_CONNECTION = frozenset(
+    (
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
+)
+
+
+class Upstream:
+    """The connections to one replica at `url` (scheme, host, port, and what stands before `/v1`)."""
+
+    def __init__(self, url: str, connect_timeout_s: float = CONNECT_S) -> None:
+        parts = urlsplit(url)
+        assert parts.hostname is not None, url
+        self.host, secure = parts.hostname, parts.scheme == "https"
+        self.port = parts.port or (443 if secure else 80)
+        self.prefix = parts.path.rstrip("/").encode()
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        self.authority = (name if parts.port is None else f"{name}:{parts.port}").encode()
+        self.connect_timeout_s = connect_timeout_s
+        self._ssl = ssl.create_default_context() if secure else None
+        self._idle: list[Connection] = []
+        self.open: set[Connection] = set()
+
+    def idle(self) -> Connection | None:
+        """A connection that was used before and may carry another request, or None."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection.
+
+        Raises:
+            Broken: it cannot be reached.
+        """
+        made = Connection(self)
+        try:
+            async with asyncio.timeout(self.connect_timeout_s):
+                await self._make(made)
+        except TimeoutError:
+            raise Broken("no connection in time") from None
+        except ssl.SSLCertVerificationError as error:
+            raise Broken(f"no secure connection: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise Broken(f"no secure connection: {error.reason or error}") from None
+        except OSError:
+            raise Broken("no connection") from None
+        return made
+
+    async def _make(self, connection: Connection) -> None:
+        try:
+            await connection.loop.create_connection(
+                lambda: connection, self.host, self.port, ssl=self._ssl, server_hostname=None
+            )
+        except BaseException:
+            # uvloop closes a connection that nobody waits for any more, but tells its protocol nothing.
+            connection.abort()
+            self.open.discard(connection)
+            raise
+
+    def release(self, connection: Connection) -> None:
+        """A connection whose answer ended may carry another request."""
+        self._idle.append(connection)
+
+    def sweep(self, now: float, read_timeout_s: float) -> None:
+        """Close what has been idle too long, and break off what has been silent too long. Call once a second."""
+        for connection in list(self.open):
+            connection.check(now, read_timeout_s)
+        kept: list[Connection] = []
+        for connection in self._idle:
+            if connection.usable and now - connection.idle_since < KEEP_S:
+                kept.append(connection)
+            else:
+                connection.close()
+        self._idle = kept
+
+    def close(self) -> None:
+        """Close all connections; answers on them break off."""
+        self._idle.clear()
+        for connection in list(self.open):
+            connection.abort()
+
+
+class Connection(asyncio.Protocol):
+    """One connection to a replica; one request at a time."""
+
+    __slots__ = (
+        "_head_bytes",
+        "_headers",
+        "_parser",
+        "_paused",
+        "_receiver",
+        "_status",
+        "_until_close",
+        "_used",
+        "idle_since",
+        "last_byte_s",
+        "loop",
+        "transport",
+        "upstream",
+    )
+
+    def __init__(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self.idle_since = 0.0
+        self.last_byte_s = 0.0  # when something last came, or the request went out
+        self._used = self._paused = False
+        self._receiver: Receiver | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._status = 0
+        self._until_close = False
+
+    @property
+    def usable(self) -> bool:
+        return self.transport is not None and not self.transport.is_closing()
+
+    def send(self, request: bytes, body: bytes, receiver: Receiver) -> None:
+        """Send a request; `receiver` is told of the answer."""
+        assert self.transport is not None
+        self._receiver = receiver
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers, self._head_bytes, self._status = [], 0, 0
+        self.last_byte_s = self.loop.time()
+        if len(body) < 16384:
+            self.transport.write(request + body)
+        else:
+            self.transport.writelines((request, body))
+
+    def abort(self) -> None:
+        """Give up the answer: the replica sees the connection close. The receiver is not told."""
+        self._receiver = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
+    def pause(self, paused: bool) -> None:
+        """Read no further while the client cannot keep up."""
+        if paused and self._receiver is None:  # its answer has ended: it belongs to the next request
+            return
+        if self.transport is not None and not self.transport.is_closing():
+            self.last_byte_s = self.loop.time()
+            self._paused = paused
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def check(self, now: float, read_timeout_s: float) -> None:
+        """Break off an answer of which nothing has come for too long."""
+        if self._receiver is not None and not self._paused and now - self.last_byte_s > read_timeout_s:
+            self._broke("no answer in time")
+            self.abort()
+
+    # From the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self.upstream.open.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.upstream.open.discard(self)
+        if self._receiver is None:
+            return
+        if exc is None and self._parser is not None and self._status and self._until_close:
+            self._end()  # a body without a stated length ends with its connection
+        else:
+            self._broke("the connection broke", stale=self._used and not self._head_bytes)
+
+    def data_received(self, data: bytes) -> None:
+        parser = self._parser
+        if self._receiver is None or parser is None:  # nobody asked for it
+            self.abort()
+            return
+        self.last_byte_s = self.loop.time()
+        if not self._status:
+            self._head_bytes += len(data)
+        try:
+            parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._broke(f"its answer is not valid HTTP ({error})")
+            self.abort()
+            return
+        if not self._status and self._head_bytes > _HEAD_LIMIT:
+            self._broke("the head of its answer is too large")
+            self.abort()
+
+    # From the parser
+
+    def on_message_begin(self) -> None:
+        if self._parser is None:
+            raise Broken("it sent more than its answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._status:  # else a trailer
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status < 200:  # an interim answer: the real one follows
+            self._headers = []
+            return
+        self._status = status
+        names = [name for name, _ in self._headers]
+        self._until_close = b"content-length" not in names and b"transfer-encoding" not in names
+        if self._receiver is not None:
+            self._receiver.head(status, [h for h in self._headers if h[0] not in _OF_THE_CONNECTION])
+
+    def on_body(self, body: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.data(body)
+
+    def on_message_complete(self) -> None:
+        if self._status:
+            self._end()
+
+    def _end(self) -> None:
+        receiver, self._receiver = self._receiver, None
+        parser, self._parser = self._parser, None
+        transport = self.transport
+        if transport is not None:
+            if receiver is not None and parser is not None and not self._until_close and parser.should_keep_alive():
+                self.idle_since = self.loop.time()
+                self._used = True
+                if self._paused:
+                    self.pause(False)
+                self.upstream.release(self)
+            else:
+                transport.close()
+        if receiver is not None:
+            receiver.end()
+
+    def _broke(self, message: str, stale: bool = False) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            receiver.broke(Broken(message, stale))

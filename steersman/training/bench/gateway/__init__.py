@@ -1,0 +1,1 @@
+"""The gateway beside other routers: `steersman bench gateway`."""
