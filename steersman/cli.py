@@ -46,6 +46,14 @@ Policies = Annotated[
     list[str] | None,
     typer.Option("--policy", help="A heuristic (`steersman policies`), `name?key=value`, a run folder or a bundle."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Play episodes on a Ray cluster; without an address on one of this machine's cores, or of $RAY_ADDRESS.",
+        metavar="[ADDRESS]",
+    ),
+]
 JournalOption = Annotated[
     Path | None, typer.Option("--journal", help="A gateway's journal: replay what it recorded.", metavar="DIR")
 ]
@@ -77,6 +85,7 @@ def train(
     config: Annotated[str, typer.Argument(help="A training file, or the name of a shipped one.")] = "default",
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.", metavar="RUN")] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders go.", metavar="DIR")] = Path("runs"),
+    ray: Ray = None,
     journal: JournalOption = None,
     traces: Traces = None,
     sets: Sets = None,
@@ -87,6 +96,7 @@ def train(
     """
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
+    from steersman.training.cluster.connect import arenas
     from steersman.training.config import TrainingConfig
     from steersman.training.job import check
     from steersman.training.recorded import keep_journal, told
@@ -105,14 +115,16 @@ def train(
             for sentence in told(journal):
                 console.print(sentence, highlight=False)
         check(settings, traces)
-        run = Run.create(runs, settings, path.stem, traces)
-        if journal is not None:
-            run = keep_journal(run, journal)
-    try:
-        result = run_training(run, console, traces, command=shlex.join(["steersman", *sys.argv[1:]]))
-    except KeyboardInterrupt:
-        console.print(f"\ninterrupted; go on with: [bold]steersman train --resume {run.folder}[/]", highlight=False)
-        raise typer.Exit(130) from None
+    with arenas(ray, console) as made:
+        if resume is None:
+            run = Run.create(runs, settings, path.stem, traces)
+            if journal is not None:
+                run = keep_journal(run, journal)
+        try:
+            result = run_training(run, console, traces, shlex.join(["steersman", *sys.argv[1:]]), made)
+        except KeyboardInterrupt:
+            console.print(f"\ninterrupted; go on with: [bold]steersman train --resume {run.folder}[/]", highlight=False)
+            raise typer.Exit(130) from None
     console.print(f"\npolicy exported to [bold]{result.bundle}[/]. Next:", highlight=False)
     best = shlex.quote(result.best_heuristic)
     chosen = run.folder if worth_deploying(result.paired) else best
@@ -123,6 +135,35 @@ def train(
         f"steersman serve --policy {chosen} --fleet configs/fleets/local.yaml",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def tune(
+    space: Annotated[str, typer.Argument(help="A tuning file, or the name of a shipped one.")] = "heuristic",
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted tuning.", metavar="DIR")] = None,
+    out: Annotated[Path, typer.Option(help="Where folders of results go.", metavar="DIR")] = Path("tunings"),
+    ray: Ray = "local",
+    traces: Traces = None,
+    sets: Sets = None,
+) -> None:
+    """Search hyper-parameters, weights of rewards, or a heuristic's numbers, with Ray Tune."""
+    from steersman.training.cluster.connect import joined
+    from steersman.training.tuning.space import load_tuning
+    from steersman.training.tuning.tune import create, opened, table
+    from steersman.training.tuning.tune import tune as run_tuning
+
+    tuning = opened(resume) if resume is not None else load_tuning(space, sets or [])
+    with joined(ray or "local", console):
+        folder = resume or create(out, tuning, Path(space).stem, traces)
+        console.print(f"results go to {folder}", highlight=False)
+        try:
+            rows = run_tuning(folder, console)
+        except KeyboardInterrupt:
+            console.print(f"\ninterrupted; go on with: steersman tune --resume {folder}", highlight=False)
+            raise typer.Exit(130) from None
+    console.print(table(rows), highlight=False)
+    logs = folder / "tensorboard"
+    console.print(f"all trials: {folder / 'trials.csv'}; tensorboard --logdir {logs}", highlight=False)
 
 
 @app.command()
@@ -605,6 +646,53 @@ def training(
         console.print(training_table(figures), highlight=False)
 
 
+@bench.command("rllib")
+def bench_rllib(
+    rounds: Annotated[int, typer.Option(help="Iterations of either.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Frames per CPU second of RLlib's PPO on the simulator, and on CartPole."""
+    import json
+
+    from steersman.training.bench.show import rllib_table
+
+    try:
+        from steersman.training.bench.rllib import bench as measure
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"bench rllib needs {error.name}; install it with: pip install 'steersman[train,rllib]'"
+        ) from None
+    figures = measure(rounds, Console(stderr=True, quiet=as_json))
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(rllib_table(figures), highlight=False)
+
+
+@bench.command("ray")
+def bench_ray(
+    workers: Annotated[list[int] | None, typer.Option(help="Numbers of workers; 1, 2 and 4.", min=1)] = None,
+    generations: Annotated[int, typer.Option(help="Of a search, for each number of workers.", min=1)] = 30,
+    ray: Ray = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a search gains by workers of a Ray cluster, and what Ray costs."""
+    import json
+
+    from steersman.training.bench.ray import bench as measure
+    from steersman.training.bench.show import ray_table
+
+    shown = Console(stderr=True, quiet=as_json)
+    figures = measure(workers or [1, 2, 4], generations, ray or "local", shown)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    console.print(ray_table(figures), highlight=False)
+    if figures["overhead"] is not None:
+        console.print(f"overhead of Ray in a generation, one worker: {figures['overhead']:.1%}", highlight=False)
+    console.print(f"drawing an episode, once for each worker: {figures['draw_ms']:.1f} ms", highlight=False)
+
+
 @app.command()
 def calibrate(
     backend: Annotated[
@@ -720,6 +808,7 @@ def benchmark(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted benchmark.", metavar="DIR")] = None,
     out: Annotated[Path, typer.Option(help="Where folders of results go.", metavar="DIR")] = Path("benchmarks"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ray: Ray = None,
     traces: Traces = None,
     sets: Sets = None,
 ) -> None:
@@ -731,6 +820,7 @@ def benchmark(
     from steersman.training.benchmark.plan import Asked, make_plan
     from steersman.training.benchmark.results import write
     from steersman.training.benchmark.tables import show
+    from steersman.training.cluster.connect import arenas
 
     if resume is not None:
         if scenario or policy or workload or fleet or sets:
@@ -742,14 +832,16 @@ def benchmark(
         asked = Asked(tuple(scenario or ()), workload, fleet, tuple(policy or ()), quick, seeds, training_seeds)
         command = shlex.join(["steersman", *sys.argv[1:]])
         made = make_plan(asked, traces, tuple(sets or ()), command)
-        folder = Folder.create(out, asked.name, made)
     shown = Console(stderr=True) if as_json else console
-    shown.print(f"results go to {folder.path}", highlight=False)
-    try:
-        found = run_benchmark(folder, shown)
-    except KeyboardInterrupt:
-        shown.print(f"\ninterrupted; go on with: steersman benchmark --resume {folder.path}", highlight=False)
-        raise typer.Exit(130) from None
+    with arenas(ray, shown) as made_arenas:
+        if resume is None:
+            folder = Folder.create(out, asked.name, made)
+        shown.print(f"results go to {folder.path}", highlight=False)
+        try:
+            found = run_benchmark(folder, shown, made_arenas)
+        except KeyboardInterrupt:
+            shown.print(f"\ninterrupted; go on with: steersman benchmark --resume {folder.path}", highlight=False)
+            raise typer.Exit(130) from None
     results = write(folder, found)
     if as_json:
         print(json.dumps(results))
@@ -802,11 +894,23 @@ def _list(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     console.print(table, highlight=False)
 
 
+def with_address(arguments: list[str]) -> list[str]:
+    """`--ray` with the address `local` where none follows: typer knows no options with an optional value."""
+    made: list[str] = []
+    for i, argument in enumerate(arguments):
+        made.append(argument)
+        following = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if argument == "--ray" and following not in ("auto", "local") and ":" not in following:
+            made.append("local")
+    return made
+
+
 def main() -> None:
     """The `steersman` command: a user's mistake is one sentence and exit code 2."""
     # Before numpy is loaded: episodes are played on all cores already, and results do not depend on their number.
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
+    sys.argv = with_address(sys.argv)
     try:
         app()
     except UserError as error:
