@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from steersman.runtime.gateway.access import Access, Caller
 from steersman.runtime.gateway.audit import Audit
@@ -37,9 +37,8 @@ _WHY = {
     Reason.RAMP: "starting slowly",
     Reason.BACKUP: "a backup",
 }
-_EVENT_STREAM = b"text/event-stream"
-COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
+SERVED = (b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS)
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
 # Failures that may be the end of a replica, and how many of them one request may meet.
 _DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
@@ -102,19 +101,16 @@ class Gateway:
     async def handle(self, exchange: Exchange) -> None:
         """Answer one request. Every error has the API's form."""
         try:
-            await self._route(exchange)
+            if exchange.path not in SERVED:
+                self._page(exchange)
+            elif exchange.method == b"POST":
+                await self._completions(exchange)
+            else:
+                raise not_allowed(exchange.path, "POST")
         except ApiError as error:
             if exchange.started:
                 raise
             exchange.fail(error)
-
-    def _route(self, exchange: Exchange) -> Awaitable[None]:
-        path, method = exchange.path, exchange.method
-        if path in COMPLETIONS or path == EMBEDDINGS:
-            if method != b"POST":
-                raise ApiError(405, f"{path.decode()} takes POST", code="method_not_allowed", headers={"Allow": "POST"})
-            return self._completions(exchange)
-        return self._page(exchange)
 
     async def drained(self) -> None:
         """From now on new requests are refused; returns when the last one in flight has ended."""
@@ -134,15 +130,13 @@ class Gateway:
 
     # What needs no decision
 
-    async def _page(self, exchange: Exchange) -> None:
+    def _page(self, exchange: Exchange) -> None:
         page = self._pages.get(exchange.path)
         if page is None or (exchange.path == b"/metrics" and not self._open_metrics):
             asked = f"{exchange.method.decode()} {exchange.path.decode('latin-1')}"
             raise ApiError(404, f"{asked} is not served here", code="not_found")
         if exchange.method != b"GET":
-            raise ApiError(
-                405, f"{exchange.path.decode()} takes GET", code="method_not_allowed", headers={"Allow": "GET"}
-            )
+            raise not_allowed(exchange.path, "GET")
         page(exchange)
 
     def _list_models(self, exchange: Exchange) -> None:
@@ -244,7 +238,10 @@ class Gateway:
         deaths = 0
         failure: AttemptFailed | None = None
         while True:
-            decision = await self.decided(exchange.request_id, caller, ticket, tried)
+            decision = self.decide(exchange.request_id, caller, ticket, tried)
+            if decision.kind is Kind.HOLD:
+                await self._held(ticket)
+                continue
             if decision.kind is not Kind.DISPATCH:
                 scheduler.shed(ticket)
                 ticket.used = 0
@@ -281,17 +278,19 @@ class Gateway:
 
         exclude: replicas that it may not go to, as it was tried on them.
         """
-        while True:
-            decision = self.scheduler.decide(ticket, exclude)
-            kind = decision.kind
-            if self._journal is not None:
-                self._journal.decided(self.scheduler, ticket, decision)
-            if not exclude or kind is not Kind.REFUSED:
-                self.metrics.decided(ticket.request.tenant, decision)
-            if kind is not Kind.HOLD:
-                break
+        while (decision := self.decide(request_id, caller, ticket, exclude)).kind is Kind.HOLD:
             await self._held(ticket)
-        if self._audit is not None and caller.regions:
+        return decision
+
+    def decide(self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()) -> Decision:
+        """One decision on a waiting request, counted and recorded."""
+        decision = self.scheduler.decide(ticket, exclude)
+        kind = decision.kind
+        if self._journal is not None:
+            self._journal.decided(self.scheduler, ticket, decision)
+        if not exclude or kind is not Kind.REFUSED:
+            self.metrics.decided(ticket.request.tenant, decision)
+        if self._audit is not None and caller.regions and kind is not Kind.HOLD:
             self._audit.decided(
                 request_id,
                 self.access.names[caller.tenant],
@@ -419,3 +418,8 @@ class Gateway:
     def _slots_up(self) -> None:
         table = self.scheduler.replicas
         self._slots = float(table["max_num_seqs"][table["up"] == 1].sum())
+
+
+def not_allowed(path: bytes, method: str) -> ApiError:
+    """The answer to another method than the one that a path takes."""
+    return ApiError(405, f"{path.decode()} takes {method}", code="method_not_allowed", headers={"Allow": method})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import signal
 import socket
@@ -217,6 +218,7 @@ async def _serve(
         if picker is not None:
             await picker.start(gateway)
         chores = asyncio.create_task(_chores(gateway, access, tls, recorders, console))
+        _settle_memory()
         started = True
         _announce(console, listener, scheduler, tls is not None)
         if admin_listener is not None:
@@ -287,6 +289,16 @@ def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
     if "connections" in limits.model_fields_set:
         console.print(f"http.connections: the limit on open files (ulimit -n) allows {most}", highlight=False)
     return limits.model_copy(update={"connections": most})
+
+
+def _settle_memory() -> None:
+    """What was made until now stays: the garbage collector need not look at it again and again.
+
+    Without, it takes a tenth of the CPU of a request. What requests make is freed by reference counts; cycles are rare.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Status], None]:

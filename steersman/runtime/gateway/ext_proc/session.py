@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from steersman.runtime.gateway.access import Caller
-from steersman.runtime.gateway.app import COMPLETIONS, EMBEDDINGS
+from steersman.runtime.gateway.app import SERVED, not_allowed
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import given_back, immediate, picking, refusal
@@ -105,11 +105,11 @@ class Session:
         if path == b"/v1/models" and method == b"GET":
             self.refused = True
             return (immediate(200, gateway.models(headers)),)
-        if path not in COMPLETIONS and path != EMBEDDINGS:
+        if path not in SERVED:
             asked = f"{method.decode('latin-1')} {path.decode('latin-1')}"
             raise ApiError(404, f"{asked} is not served here", code="not_found")
         if method != b"POST":
-            raise ApiError(405, f"{path.decode()} takes POST", code="method_not_allowed", headers={"Allow": "POST"})
+            raise not_allowed(path, "POST")
         if message.request_headers.end_of_stream:
             return await self._decide("request_headers", False)
         if self._request_mode == messages.BUFFERED:

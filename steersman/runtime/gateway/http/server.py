@@ -157,7 +157,7 @@ class Server:
         self.closing = False
         self.loop = asyncio.get_running_loop()
         self.rejected: dict[int, int] = {}  # answers given before any handler saw a request, by status
-        self._prefix, self._ids = secrets.token_hex(6), 0
+        self._prefix, self._ids = secrets.token_hex(6).encode(), 0
         self._sweeper: asyncio.Task[None] | None = None
         self._listener: asyncio.Server | None = None
 
@@ -198,7 +198,7 @@ class Server:
     def new_id(self) -> bytes:
         """A name for a request, unique among all processes."""
         self._ids += 1
-        return b"%s-%08x" % (self._prefix.encode(), self._ids)
+        return b"%s-%08x" % (self._prefix, self._ids)
 
     async def _sweep(self) -> None:
         now, late = self.loop.time(), False
@@ -369,7 +369,7 @@ class ServerProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         limits, headers = self._limits, self._headers
         self._in_head = False
-        size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in headers.items())
+        size = len(self._target) + sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
         if size > limits.head_bytes:
             raise _Refusal(431, f"the head is larger than {limits.head_bytes} bytes")
         if self._fields > limits.header_fields:
