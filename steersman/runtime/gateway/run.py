@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import sys
@@ -37,7 +38,9 @@ from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
 
+CHORES_S = 1.0
 WINDOW_S = 10.0  # of what the board shows
+_log = logging.getLogger("steersman.gateway")
 
 Board = Callable[[Summary, dict[str, float]], object]
 
@@ -132,7 +135,7 @@ def _listen_for_admin(config: AdminConfig | None, console: Console) -> socket.so
     try:
         return _listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
     except UserError as error:
-        console.print(f"no admin API: {error}", highlight=False)
+        _say(console, f"no admin API: {error}")
         return None
 
 
@@ -199,9 +202,7 @@ async def _serve(
             open_metrics=access.keys is None,
         )
         pool.on_change = _told(gateway, pool, console)
-        control = Control(
-            config.admin or AdminConfig(), policies, gateway, lambda said: console.print(said, highlight=False)
-        )
+        control = Control(config.admin or AdminConfig(), policies, gateway, lambda said: _say(console, said))
         await control.start(admin_listener)
         server = Server(gateway.handle, _bounded(config.http, console))
         clients = server
@@ -212,22 +213,18 @@ async def _serve(
         started = True
         _announce(console, listener, scheduler, tls is not None)
         if admin_listener is not None:
-            console.print(
-                f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy", highlight=False
-            )
+            _say(console, f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy")
         await stop.wait()
         gateway.draining = True
         server.stop_listening()
         if gateway.inflight:
-            console.print(
-                f"draining {gateway.inflight} requests, at most {config.drain_s:g} s; Ctrl-C again stops at once",
-                highlight=False,
-            )
+            most = f"at most {config.drain_s:g} s; Ctrl-C again stops at once"
+            _say(console, f"draining {gateway.inflight} requests, {most}")
         try:
             async with asyncio.timeout(config.drain_s):
                 await gateway.drained()
         except TimeoutError:
-            console.print(f"{gateway.inflight} requests did not end in time", highlight=False)
+            _say(console, f"{gateway.inflight} requests did not end in time")
     except asyncio.CancelledError:
         if not signals:
             raise
@@ -252,7 +249,13 @@ async def _serve(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
-            console.print("stopped", highlight=False)
+            _say(console, "stopped")
+
+
+def _say(console: Console, sentence: str) -> None:
+    """Tell the operator, if that can be done: serving goes on with a full disk, or when who read the pipe has left."""
+    with contextlib.suppress(OSError, SystemExit):  # at a broken pipe, rich would end the process
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
@@ -261,7 +264,7 @@ def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
     if most is None or most >= limits.connections:
         return limits
     if "connections" in limits.model_fields_set:
-        console.print(f"http.connections: the limit on open files (ulimit -n) allows {most}", highlight=False)
+        _say(console, f"http.connections: the limit on open files (ulimit -n) allows {most}")
     return limits.model_copy(update={"connections": most})
 
 
@@ -270,7 +273,7 @@ def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Stat
 
     def changed(replica: int, status: Status) -> None:
         gateway.replica_changed(replica, status)
-        console.print(f"replica {pool.names[replica]} is {_SAID[status]}", highlight=False)
+        _say(console, f"replica {pool.names[replica]} is {_SAID[status]}")
 
     return changed
 
@@ -281,15 +284,18 @@ async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: 
     assert gateway.scheduler.deployment is not None
     scalars, watched_s = Scalars(gateway.scheduler.deployment), loop.time()
     while True:
-        await asyncio.sleep(1.0)
-        gateway.sweep(loop.time())
-        for refreshed in (access.refresh, tls.refresh if tls else None):
-            problem = refreshed() if refreshed is not None else None
-            if problem is not None:
-                console.print(f"{problem}; what was read before stays in use", highlight=False)
-        if loop.time() - watched_s >= WINDOW_S:
-            watched_s = loop.time()
-            await asyncio.to_thread(_show, gateway, gateway.window.take(), scalars.take(), recorders.board)
+        await asyncio.sleep(CHORES_S)
+        try:
+            gateway.sweep(loop.time())
+            for refreshed in (access.refresh, tls.refresh if tls else None):
+                problem = refreshed() if refreshed is not None else None
+                if problem is not None:
+                    _say(console, f"{problem}; what was read before stays in use")
+            if loop.time() - watched_s >= WINDOW_S:
+                watched_s = loop.time()
+                await asyncio.to_thread(_show, gateway, gateway.window.take(), scalars.take(), recorders.board)
+        except Exception:  # a board on a full disk, say: time limits, keys and audit must not end with it
+            _log.exception("a chore failed, and is done again")
 
 
 def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board | None) -> None:
@@ -316,7 +322,7 @@ async def _start(pool: Pool, console: Console) -> None:
             done: dict[str, Any] = {"total": 1, "completed": 1} if text == "up" else {}
             progress.update(rows[replica], description=text, **done)
             if not console.is_terminal:
-                console.print(f"{pool.names[replica]}: {text}", highlight=False)
+                _say(console, f"{pool.names[replica]}: {text}")
 
         await pool.start(told)
 
