@@ -443,6 +443,31 @@ async def test_a_client_that_does_not_read_pauses_what_writes_to_it_and_then_los
         await server.stop()
 
 
+class Unread(Memory):
+    """A connection whose client leaves the rest of its answer unread."""
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("asked", [LAST, get(b"/x")])
+async def test_who_never_reads_the_rest_of_a_last_answer_is_waited_for_only_so_long(asked: bytes) -> None:
+    server = Server(Echo(), HttpLimits(write_timeout_s=20.0, idle_timeout_s=5.0))
+    unread = Unread(ServerProtocol(server))
+    await unread.send(asked)
+    await unread.settle()
+    now = server.loop.time()
+    unread.protocol.check(now + 6.0)  # closes what is idle
+    assert unread.closing
+    unread.protocol.check(now + 19.0)
+    assert server.connections
+    unread.protocol.check(now + 21.0)
+    assert not server.connections
+
+
 async def test_a_client_that_reads_again_is_written_to_again() -> None:
     states: asyncio.Queue[bool] = asyncio.Queue()
 

@@ -165,7 +165,9 @@ class Server:
         """Listen; arguments as those of `loop.create_server`."""
         options: dict[str, Any] = {"backlog": _BACKLOG_CONNECTIONS, **where}
         if options.get("ssl") is not None:
-            options |= {"ssl_handshake_timeout": self.limits.head_timeout_s, "ssl_shutdown_timeout": _LINGER_S}
+            # Shutting down TLS includes writing what is left of an answer.
+            limits = self.limits
+            options |= {"ssl_handshake_timeout": limits.head_timeout_s, "ssl_shutdown_timeout": limits.write_timeout_s}
         self._listener = await self.loop.create_server(lambda: ServerProtocol(self), **options)
         self._sweeper = self.loop.create_task(self._sweep())
 
@@ -456,7 +458,7 @@ class ServerProtocol(asyncio.Protocol):
         if not exchange.done:  # it broke off: the client must not take it for whole
             transport.abort()
         elif exchange.close:
-            transport.close()
+            self._close()
         else:
             self._next()
 
@@ -470,7 +472,7 @@ class ServerProtocol(asyncio.Protocol):
         elif self._refused:
             self._send_refusal()
         elif self.server.closing:
-            transport.close()
+            self._close()
         else:
             self._since, self._ahead_bytes = self.server.loop.time(), 0
             if self._continue:
@@ -511,7 +513,7 @@ class ServerProtocol(asyncio.Protocol):
         exchange.close, self.old = True, False
         exchange.fail(error)
         if not transport.can_write_eof():  # TLS
-            transport.close()
+            self._close()
             return
         # Closing with bytes unread resets the connection, and the client may lose the answer.
         transport.write_eof()
@@ -529,6 +531,9 @@ class ServerProtocol(asyncio.Protocol):
             return
         if self._stalled_at and now - self._stalled_at > limits.write_timeout_s:
             transport.abort()
+        elif transport.is_closing():  # once the client has read the rest of its answer
+            if now - self._since > limits.write_timeout_s:
+                transport.abort()
         elif self.current is not None or self._queue or self._refusal is not None:
             return
         elif self._refused:
@@ -541,13 +546,19 @@ class ServerProtocol(asyncio.Protocol):
             if now - self._since > limits.head_timeout_s:
                 self._refuse(408, "the head did not come in time")
         elif now - self._since > limits.idle_timeout_s:
-            transport.close()
+            self._close()
 
     def wind_up(self) -> None:
         """The server takes no new requests."""
         if self.current is not None:
             self.current.close = True
-        elif self.transport is not None and self._in_head and not self._head_bytes:  # else a request is coming in
+        elif self._in_head and not self._head_bytes:  # else a request is coming in
+            self._close()
+
+    def _close(self) -> None:
+        """End the connection once the client has all that was written to it."""
+        self._since = self.server.loop.time()
+        if self.transport is not None:
             self.transport.close()
 
     def abort(self) -> None:
