@@ -713,6 +713,31 @@ async def test_stopping_ends_idle_connections_at_once_and_busy_ones_with_their_a
         assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
+async def test_an_answer_that_is_still_being_read_is_waited_for() -> None:
+    size = 32 << 20
+
+    async def answer(exchange: Exchange) -> None:
+        exchange.respond(200, b"a" * size)
+
+    server = Server(answer)
+    await server.start(host="127.0.0.1", port=0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(get(b"/x"))
+        head = await reader.readuntil(b"\r\n\r\n")
+        server.stop_listening()
+        written = asyncio.create_task(server.written())
+        await asyncio.sleep(0)
+        assert not written.done()
+        assert len(await reader.readexactly(size)) == size
+        async with asyncio.timeout(10):
+            await written
+        assert head.startswith(b"HTTP/1.1 200")
+    finally:
+        writer.close()
+        await server.stop()
+
+
 async def test_what_was_refused_is_counted_by_status() -> None:
     async with listening() as s:
         await s.ask(b"nonsense\r\n\r\n")

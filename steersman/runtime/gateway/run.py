@@ -223,8 +223,10 @@ async def _serve(
         try:
             async with asyncio.timeout(config.drain_s):
                 await gateway.drained()
+                await server.written()
         except TimeoutError:
-            _say(console, f"{gateway.inflight} requests did not end in time")
+            late = f"{gateway.inflight} requests did not end" if gateway.inflight else "some clients did not read"
+            _say(console, f"{late} in time")
     except asyncio.CancelledError:
         if not signals:
             raise

@@ -23,6 +23,7 @@ _BACKLOG_CONNECTIONS = 1024  # that wait to be accepted: asyncio's 100 would mak
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
 _BACKLOG_REQUESTS = 32
 _SWEEP_S = 1.0  # between two looks at who is too slow
+_WRITTEN_S = 0.02  # between two looks at whether all is written
 _LATE_S = 2.5  # since the last look: this process stood still, and has not read yet what came meanwhile
 _FLOOD_REQUESTS = 1024  # that came at once: not even the rest of what was read is looked at
 _NAME_LIMIT = 128  # characters of a client's own X-Request-Id
@@ -184,6 +185,11 @@ class Server:
         for connection in list(self.connections):
             connection.wind_up()
 
+    async def written(self) -> None:
+        """Returns when no client is still reading its last answer."""
+        while any(connection.closing for connection in self.connections):
+            await asyncio.sleep(_WRITTEN_S)
+
     async def stop(self) -> None:
         """End every connection now."""
         self.stop_listening()
@@ -309,6 +315,11 @@ class ServerProtocol(asyncio.Protocol):
     def stalled(self) -> bool:
         """Whether the client reads slower than it is written to."""
         return self._stalled_at > 0.0
+
+    @property
+    def closing(self) -> bool:
+        """Whether it ends once the client has read the rest of its answer."""
+        return self.transport is not None and self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -531,7 +542,7 @@ class ServerProtocol(asyncio.Protocol):
             return
         if self._stalled_at and now - self._stalled_at > limits.write_timeout_s:
             transport.abort()
-        elif transport.is_closing():  # once the client has read the rest of its answer
+        elif self.closing:
             if now - self._since > limits.write_timeout_s:
                 transport.abort()
         elif self.current is not None or self._queue or self._refusal is not None:
