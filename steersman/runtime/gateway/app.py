@@ -128,8 +128,6 @@ class Gateway:
         """Call about once a second, with the loop's time."""
         self.relay.sweep(now)
         self.window.sample()
-        if self._audit is not None:
-            self._audit.flush()
 
     # What needs no decision
 

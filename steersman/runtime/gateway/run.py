@@ -289,6 +289,8 @@ async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: 
         await asyncio.sleep(CHORES_S)
         try:
             gateway.sweep(loop.time())
+            if recorders.audit is not None:
+                await asyncio.to_thread(recorders.audit.flush)
             for refreshed in (access.refresh, tls.refresh if tls else None):
                 problem = refreshed() if refreshed is not None else None
                 if problem is not None:
