@@ -14,6 +14,7 @@ from backends import STREAM, WHOLE, Prefer, Served, event, serving
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.replica._health import HealthConfig, Status
+from steersman.runtime.ticket import LiveRequest
 
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
 STREAMED = {**BODY, "stream": True}
@@ -242,6 +243,34 @@ async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> No
             await s.backends[0].start()
             assert await changes.get() == (0, Status.RAMPING)
         assert up.tolist() == [1, 1]
+
+
+async def test_a_replica_that_was_started_anew_while_drained_has_lost_its_cache() -> None:
+    async with serving(Prefer(0), 1, health=HealthConfig(scrape_s=0.01, recheck_s=0.01)) as s:
+        pool, scheduler = s.gateway.pool, s.gateway.scheduler
+
+        def matched_tokens() -> int:
+            ticket = scheduler.arrive(LiveRequest(0, 600, 8, np.arange(4, dtype=np.int64)))
+            scheduler.observe(ticket)
+            scheduler.dispatched(ticket, 0)
+            scheduler.ended(ticket, True)
+            return ticket.matched_tokens
+
+        assert (matched_tokens(), matched_tokens()) == (0, 256)
+        pool.watch(scheduler)
+        pool.drain(0, True)
+        async with asyncio.timeout(10):
+            await s.backends[0].stop()
+            while pool.health[0].healthy:
+                await asyncio.sleep(0.002)
+            await s.backends[0].start()
+            while not pool.health[0].healthy:
+                await asyncio.sleep(0.002)
+        pool.drain(0, False)
+        assert (matched_tokens(), matched_tokens()) == (0, 256)
+        pool.drain(0, True)
+        pool.drain(0, False)
+        assert matched_tokens() == 256
 
 
 async def test_when_every_replica_fails_it_is_502() -> None:

@@ -50,6 +50,7 @@ class Pool:
         self.prefix_hit_rate = [math.nan] * len(self.replicas)  # as the engines report it
         self.on_change: Callable[[int, Status], None] = lambda _r, _status: None
         self._status = [Status.UP] * len(self.replicas)
+        self._lost_cache = [False] * len(self.replicas)  # not well since it last took requests
         self._session: aiohttp.ClientSession | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._pulse: Pulse | None = None
@@ -113,6 +114,7 @@ class Pool:
                 began_s = loop.time()
                 well = await self._look(index, scheduler)
             health.looked(scheduler.now, well)
+            self._lost_cache[index] |= not well
             self._apply(index)
 
     async def _look(self, index: int, scheduler: Scheduler) -> bool:
@@ -139,8 +141,10 @@ class Pool:
             return
         now, health = self._scheduler.now, self.health[index]
         status, before = health.status(now), self._status[index]
-        # One that was only drained, or had its breaker open, still has its cache.
-        self._scheduler.set_up(index, status in (Status.UP, Status.RAMPING), kept_cache=before is not Status.DOWN)
+        up = status in (Status.UP, Status.RAMPING)
+        # One that was only drained, or had its breaker open, still has its cache; not if it was started anew meanwhile.
+        self._scheduler.set_up(index, up, kept_cache=not self._lost_cache[index])
+        self._lost_cache[index] &= not up
         self._scheduler.set_cap(index, health.cap(now))
         self._status[index] = status
         if status is not before:
