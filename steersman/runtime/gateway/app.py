@@ -306,7 +306,7 @@ class Gateway:
             await asyncio.sleep(self.scheduler.held(ticket))
         except asyncio.CancelledError:  # the client left, or the deadline came
             ticket.used = 0
-            attained = self.scheduler.given_up(ticket) and not ticket.late
+            attained = self.scheduler.given_up(ticket)
             self.ended(ticket, "late" if ticket.late else "cancelled", attained=attained)
             raise
         self.scheduler.resumed(ticket)
