@@ -206,7 +206,10 @@ class Gateway:
 
     def leave(self, caller: Caller, ticket: Ticket) -> None:
         """A request that came in is over, whatever became of it."""
-        self.limiter.ended(caller.tenant, ticket.reserved, ticket.used)
+        used = ticket.used
+        if used is None and ticket.seen:  # nobody told, but its tokens were counted as they came
+            used = ticket.request.prompt_tokens + ticket.streamed
+        self.limiter.ended(caller.tenant, ticket.reserved, used)
         self.inflight -= 1
         if not self.inflight:
             self._idle.set()
