@@ -94,6 +94,29 @@ async def test_a_backend_gets_its_own_key_and_model_name(monkeypatch: pytest.Mon
         assert json.loads(s.backends[0].bodies[0]) == {**BODY, "model": "theirs"}
 
 
+async def test_a_body_that_cannot_name_another_model_is_the_clients_fault() -> None:
+    async with serving(Prefer(0, 1), model="theirs") as s:
+        deep = '{"model": "m", "prompt": "hello", "metadata": %s1%s}' % ("[" * 300, "]" * 300)  # noqa: UP031
+        async with s.client.post(PATH, data=deep, headers={"Content-Type": "application/json"}) as response:
+            assert (response.status, (await error_of(response))["code"]) == (400, "invalid_json")
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="rejected") == 1
+
+
+async def test_a_bug_of_the_gateway_is_a_request_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving(Prefer(0, 1)) as s:
+        monkeypatch.setattr(s.gateway.relay, "serve", fails)
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 500
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+        assert s.metric("attained_total", tenant="strict") == 0
+        assert s.metric("inflight", replica="r0") == 0
+
+
 async def test_the_header_names_the_tenant() -> None:
     async with serving(Prefer(0, 1)) as s:
         async with s.client.post(PATH, json=BODY, headers={"X-Steersman-Tenant": "loose"}):

@@ -41,6 +41,7 @@ _EVENT_STREAM = b"text/event-stream"
 COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
+_CLIENTS = ("cancelled", "rejected")  # endings that are the client's doing, and break no promise
 # Failures that may be the end of a replica, and how many of them one request may meet.
 _DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
 
@@ -268,11 +269,22 @@ class Gateway:
                     ticket.used = 0
                     self.ended(ticket, "failed")
                     raise self._all_failed(failure, suspects) from None
-            except BaseException:  # the client left, or the deadline came
-                served = scheduler.ended(ticket, ok=False, left=not ticket.late)
-                if served is not None:
-                    self.ended(ticket, "late" if ticket.late else "cancelled", served)
+            except asyncio.CancelledError:  # the client left, or the deadline came
+                self._broke_off(ticket, "late" if ticket.late else "cancelled")
                 raise
+            except ApiError:  # it cannot be put into this replica's words
+                ticket.used = 0
+                self._broke_off(ticket, "rejected")
+                raise
+            except BaseException:  # a bug of ours
+                self._broke_off(ticket, "failed")
+                raise
+
+    def _broke_off(self, ticket: Ticket, outcome: str) -> None:
+        """A dispatched request ends before its replica answered, or while it did."""
+        served = self.scheduler.ended(ticket, ok=False, left=outcome in _CLIENTS)
+        if served is not None:
+            self.ended(ticket, outcome, served)
 
     async def decided(
         self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()
@@ -318,9 +330,7 @@ class Gateway:
         """A replica has answered a request, or broke off."""
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
-        # What a replica rejects (4xx) is the client's doing, and breaks no promise.
-        left = outcome == "rejected"
-        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left)
+        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left=outcome in _CLIENTS)
         self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
         if outcome == "rejected":
             ticket.used = 0
