@@ -197,6 +197,14 @@ async def test_an_unknown_path_is_404_in_the_apis_form() -> None:
         assert (await error_of(response))["code"] == "not_found"
 
 
+async def test_errors_are_counted_by_status_and_code() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        for model in ("m", "n", "n"):
+            async with s.client.post(PATH, json={**BODY, "model": model}) as response:
+                assert response.status == (200 if model == "m" else 404)
+        assert s.metric("answered_errors_total", status="404", code="model_not_found") == 2
+
+
 async def test_models_are_the_fleets() -> None:
     async with serving(Prefer(0, 1)) as s, s.client.get("/v1/models") as response:
         assert [m["id"] for m in (await response.json())["data"]] == ["m"]

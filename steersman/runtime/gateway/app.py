@@ -106,6 +106,7 @@ class Gateway:
         except ApiError as error:
             if exchange.started:
                 raise
+            self.metrics.answered_error(error.status, error.code)
             exchange.fail(error)
 
     def _route(self, exchange: Exchange) -> Awaitable[None]:

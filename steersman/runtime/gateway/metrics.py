@@ -129,6 +129,9 @@ class Metrics(Collector):
         self._tokens = Counts("output_tokens", "Output tokens", "replica")
         self._errors = Counts("errors", "Failed attempts by replica and kind", "replica", "kind")
         self._limited = Counts("limited", "Requests over a tenant's limits, by limit", "tenant", "limit")
+        self._answered_errors = Counts(
+            "answered_errors", "Errors that clients were answered with, by status and code", "status", "code"
+        )
         self._retries = Counts("retries", "Attempts after one that failed, by the replica that failed", "replica")
         for tenant in self._tenants:
             self._attained.add(tenant, by=0.0)
@@ -181,6 +184,10 @@ class Metrics(Collector):
         """A request was turned away because its tenant is over a limit."""
         self._limited.add(tenant, limit)
 
+    def answered_error(self, status: int, code: str | None) -> None:
+        """A client was answered with an error of the gateway's own, whether its request was let in or not."""
+        self._answered_errors.add(str(status), code or "")
+
     def error(self, replica: int, kind: str) -> None:
         """An attempt on a replica failed.
 
@@ -204,6 +211,7 @@ class Metrics(Collector):
             self._tokens,
             self._errors,
             self._limited,
+            self._answered_errors,
             self._retries,
         ):
             yield counts.metric()
