@@ -75,6 +75,27 @@ def test_wrong_backends_are_told_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def key_of(pool: Pool) -> str:
+    return pool.replicas[0].headers["Authorization"]
+
+
+def test_a_key_may_end_with_the_line_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND_KEY", "sk-1\n")
+    backend = {"kind": "openai", "options": {"url": "http://x", "api_key_env": "BACKEND_KEY"}}
+    assert key_of(Pool(fleet(backend))) == "Bearer sk-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("BACKEND_KEY", "sk-1\nsk-2", "it has odd characters"), ("sk-1", "", "names the environment variable")],
+)
+def test_a_wrong_key_is_not_shown(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND_KEY", value)
+    with pytest.raises(UserError, match=said) as caught:
+        Pool(fleet({"kind": "openai", "options": {"url": "http://x", "api_key_env": name}}))
+    assert "sk-" not in str(caught.value)
+
+
 async def test_a_backend_that_is_not_there_is_told_with_its_address() -> None:
     backend = FakeBackend()
     await backend.start()

@@ -36,13 +36,17 @@ class OpenAIBackend(Model):
         """The replica `name`.
 
         Raises:
-            UserError: the environment variable of its key is not set.
+            UserError: the environment variable of its key is not set, or holds none.
         """
         headers = {}
         if self.api_key_env is not None:
-            key = os.environ.get(self.api_key_env)
+            if not self.api_key_env.isidentifier():  # most likely the key itself, which is not shown
+                raise UserError(f"replica {name!r}: api_key_env names the environment variable, not the key itself")
+            key = os.environ.get(self.api_key_env, "").strip()  # of a secret's file, with the end of its line
             if not key:
                 raise UserError(f"replica {name!r}: environment variable {self.api_key_env} (its API key) is not set")
+            if not (key.isascii() and key.isprintable()):
+                raise UserError(f"replica {name!r}: {self.api_key_env} holds no API key: it has odd characters")
             headers["Authorization"] = f"Bearer {key}"
         return OpenAIReplica(name, self, headers)
 
