@@ -47,6 +47,7 @@ class Pool:
         self.names = fleet.names
         self.replicas = [open_replica(n, g) for n, g in zip(fleet.names, fleet.groups, strict=True)]
         self.health = [Health(self.config, g.max_num_seqs) for g in fleet.groups]
+        self._speaks = [True] * len(self.replicas)  # it has metrics that are known
         self.prefix_hit_rate = [math.nan] * len(self.replicas)  # as the engines report it
         self.on_change: Callable[[int, Status], None] = lambda _r, _status: None
         self._status = [Status.UP] * len(self.replicas)
@@ -105,7 +106,7 @@ class Pool:
         assert self._pulse is not None
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.config.scrape_s if health.healthy else self.config.recheck_s):
+                async with asyncio.timeout(self._pause_s(index)):
                     await self._recheck[index].wait()
             self._recheck[index].clear()
             began_s = loop.time()
@@ -117,6 +118,11 @@ class Pool:
             self._lost_cache[index] |= not well
             self._apply(index)
 
+    def _pause_s(self, index: int) -> float:
+        """Until a replica is looked at again. One that only says whether it is well is not asked as often."""
+        speaks = self.health[index].healthy and self._speaks[index]
+        return self.config.scrape_s if speaks else self.config.recheck_s
+
     async def _look(self, index: int, scheduler: Scheduler) -> bool:
         """Read a replica's metrics, and say whether it is well."""
         try:
@@ -127,7 +133,10 @@ class Pool:
 
     async def _read(self, index: int, scheduler: Scheduler) -> bool:
         replica, health = self.replicas[index], self.health[index]
-        figures = await replica.scrape(self.session) if health.healthy else None
+        figures = None
+        if health.healthy:
+            figures = await replica.scrape(self.session)
+            self._speaks[index] = figures is not None
         if figures is not None:
             scheduler.scraped(index, figures.running, figures.waiting, figures.kv_use)
             self.prefix_hit_rate[index] = figures.prefix_hit_rate

@@ -58,6 +58,7 @@ class OpenAIReplica:
         self.name = name
         self._options = options
         self._headers = headers
+        self._asked = ("/health", "/v1/models")  # who has no /health is asked for its models; what answered comes first
 
     @property
     def base_url(self) -> str:
@@ -87,14 +88,15 @@ class OpenAIReplica:
         return await self._problem(session) is None
 
     async def _problem(self, session: aiohttp.ClientSession) -> str | None:
-        """What is wrong, or None. Servers without /health are asked for their models."""
+        """What is wrong, or None."""
         problem = "no answer"
-        for path in ("/health", "/v1/models"):
+        for path in self._asked:
             try:
                 async with session.get(
                     self.base_url + path, headers=self._headers, timeout=aiohttp.ClientTimeout(total=2.0)
                 ) as response:
                     if response.status == 200:
+                        self._asked = (path, *(other for other in self._asked if other != path))
                         return None
                     problem = f"{path} gave status {response.status}"
                     if response.status != 404:
