@@ -276,6 +276,32 @@ async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> No
         assert up.tolist() == [1, 1]
 
 
+ERROR = b'data: {"error": {"message": "engine died", "type": "InternalServerError", "code": 500}}\n\n'
+
+
+async def test_a_stream_that_is_only_an_error_is_tried_on_another_replica() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].pieces = [ERROR, b"data: [DONE]\n\n"]
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert (response.headers["X-Steersman-Replica"], await response.read()) == ("r1", b"".join(STREAM))
+        assert s.metric("errors_total", replica="r0", kind="status") == 1
+
+
+@pytest.mark.parametrize("text", ["b", '{"error": "no"}'])
+async def test_a_stream_that_tells_of_an_error_has_failed(text: str) -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].pieces = [event("a"), event(text), ERROR, b"data: [DONE]\n\n"]
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert await response.read() == b"".join(s.backends[0].pieces)
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+        s.backends[0].pieces.remove(ERROR)
+        async with s.client.post(PATH, json=STREAMED) as response:
+            await response.read()
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="done") == 1
+
+
 async def test_a_replica_that_was_started_anew_while_drained_has_lost_its_cache() -> None:
     async with serving(Prefer(0), 1, health=HealthConfig(scrape_s=0.01, recheck_s=0.01)) as s:
         pool, scheduler = s.gateway.pool, s.gateway.scheduler
