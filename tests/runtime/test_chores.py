@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,25 @@ async def test_a_board_that_cannot_be_written_does_not_end_the_chores(monkeypatc
         )
         async with asyncio.timeout(10):
             await again.wait()
+        chores.cancel()
+        await asyncio.gather(chores, return_exceptions=True)
+
+
+async def test_keys_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CHORES_S", 0.001)
+    read_by: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    async with serving(Prefer(0), 1) as s:
+
+        def refresh() -> None:
+            loop.call_soon_threadsafe(read_by.put_nowait, threading.get_ident())
+
+        monkeypatch.setattr(s.gateway.access, "refresh", refresh)
+        chores = asyncio.create_task(
+            run._chores(s.gateway, s.gateway.access, None, run.Recorders(), Console(file=io.StringIO()))
+        )
+        async with asyncio.timeout(10):
+            assert await read_by.get() != threading.get_ident()
         chores.cancel()
         await asyncio.gather(chores, return_exceptions=True)
 

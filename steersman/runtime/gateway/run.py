@@ -291,8 +291,8 @@ async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: 
             gateway.sweep(loop.time())
             if recorders.audit is not None:
                 await asyncio.to_thread(recorders.audit.flush)
-            for refreshed in (access.refresh, tls.refresh if tls else None):
-                problem = refreshed() if refreshed is not None else None
+            # Thousands of keys take seconds to parse; a certificate is not changed while it may be in use.
+            for problem in (await asyncio.to_thread(access.refresh), tls.refresh() if tls else None):
                 if problem is not None:
                     _say(console, f"{problem}; what was read before stays in use")
             if loop.time() - watched_s >= WINDOW_S:
