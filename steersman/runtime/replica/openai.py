@@ -58,7 +58,8 @@ class OpenAIReplica:
         self.name = name
         self._options = options
         self._headers = headers
-        self._asked = ("/health", "/v1/models")  # who has no /health is asked for its models; what answered comes first
+        # Who has no /health is asked for its models; what answered comes first.
+        self._asked: tuple[str, ...] = ("/health", "/v1/models")
 
     @property
     def base_url(self) -> str:
