@@ -205,6 +205,12 @@ async def test_errors_are_counted_by_status_and_code() -> None:
         assert s.metric("answered_errors_total", status="404", code="model_not_found") == 2
 
 
+async def test_a_load_balancer_may_look_with_head() -> None:
+    async with serving(Prefer(0, 1)) as s, s.client.head("/health") as response:
+        assert (response.status, await response.read()) == (200, b"")
+        assert int(response.headers["Content-Length"]) > 0
+
+
 async def test_models_are_the_fleets() -> None:
     async with serving(Prefer(0, 1)) as s, s.client.get("/v1/models") as response:
         assert [m["id"] for m in (await response.json())["data"]] == ["m"]

@@ -138,9 +138,9 @@ class Gateway:
         if page is None or (exchange.path == b"/metrics" and not self._open_metrics):
             asked = f"{exchange.method.decode()} {exchange.path.decode('latin-1')}"
             raise ApiError(404, f"{asked} is not served here", code="not_found")
-        if exchange.method != b"GET":
+        if exchange.method not in (b"GET", b"HEAD"):
             raise ApiError(
-                405, f"{exchange.path.decode()} takes GET", code="method_not_allowed", headers={"Allow": "GET"}
+                405, f"{exchange.path.decode()} takes GET", code="method_not_allowed", headers={"Allow": "GET, HEAD"}
             )
         page(exchange)
 
