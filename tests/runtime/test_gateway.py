@@ -9,7 +9,7 @@ import json
 import aiohttp
 import numpy as np
 import pytest
-from backends import STREAM, WHOLE, Prefer, Served, event, serving
+from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, event, fleet_of, serving
 
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.observation import COLUMN
@@ -203,6 +203,17 @@ async def test_errors_are_counted_by_status_and_code() -> None:
             async with s.client.post(PATH, json={**BODY, "model": model}) as response:
                 assert response.status == (200 if model == "m" else 404)
         assert s.metric("answered_errors_total", status="404", code="model_not_found") == 2
+
+
+async def test_where_there_are_several_models_a_body_names_one() -> None:
+    fleet = fleet_of([FakeBackend(), FakeBackend()])
+    groups = [group.model_copy(update={"model": f"m{i}"}) for i, group in enumerate(fleet.replicas)]
+    async with serving(Prefer(0, 1), fleet=fleet.model_copy(update={"replicas": groups})) as s:
+        async with s.client.post(PATH, json={"prompt": "hello"}) as response:
+            assert response.status == 400
+            assert (await error_of(response))["message"] == "the body needs 'model', one of: m0, m1"
+        async with s.client.post(PATH, json={**BODY, "model": "m1"}) as response:
+            assert response.headers["X-Steersman-Replica"] == "r1"
 
 
 async def test_a_load_balancer_may_look_with_head() -> None:

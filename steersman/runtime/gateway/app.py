@@ -364,6 +364,8 @@ class Gateway:
             self._journal.over(ticket, outcome, served, attained=attained, cached_tokens=cached)
 
     def _live_request(self, caller: Caller, call: Call) -> LiveRequest:
+        if call.model is None and len(self._models) > 1:  # any would do for the scheduler, but not for who asks
+            raise ApiError(400, f"the body needs 'model', one of: {', '.join(self._models)}", param="model")
         model = -1 if call.model is None else self._models.get(call.model, -2)
         if model == -2:
             asked = str(call.model)[:_NAME_CHARS]
