@@ -355,6 +355,7 @@ async def test_when_every_replica_fails_it_is_502() -> None:
             assert response.status == 502
             assert (await error_of(response))["code"] == "replica_failed"
         assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+        assert [s.metric("retries_total", replica=name) for name in ("r0", "r1")] == [1, 0]
 
 
 @pytest.mark.parametrize("cut", [False, True])

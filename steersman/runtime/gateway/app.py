@@ -255,6 +255,8 @@ class Gateway:
                     raise self._all_failed(failure, suspects)
                 raise self.turned_away(decision, ticket.request)
             scheduler.dispatched(ticket, decision.replica)
+            if tried:
+                self.metrics.retried(tried[-1])
             try:
                 await self.relay.serve(exchange, call, ticket, decision.replica, suspects)
                 return
@@ -262,7 +264,6 @@ class Gateway:
                 failure = error
                 scheduler.withdrawn(ticket)
                 self.metrics.error(decision.replica, error.kind)
-                self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
                 deaths += error.kind in _DEATHS
                 if deaths >= _MOST_DEATHS:  # it may be what kills them
