@@ -122,10 +122,10 @@ def test_a_full_disk_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         log.flush()
-    assert (log.failed, path.read_bytes()) == (1, b"")
+    assert (log.failed, log.waiting, path.read_bytes()) == (1, 2, b"")
     write(log, 1)
     log.flush()
-    assert check([path]).lines == 3
+    assert (log.waiting, check([path]).lines) == (0, 3)
 
 
 async def test_a_request_with_a_rule_is_logged_and_goes_only_where_it_may(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the gateway does beside requests goes on, whatever fails of it."""
+"""What the gateway does beside requests, and says to its operator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from backends import Prefer, serving
 from rich.console import Console
 
 from steersman.runtime.gateway import run
+from steersman.runtime.gateway.config import GatewayConfig
 from steersman.runtime.outcomes import Summary
 
 
@@ -78,3 +79,16 @@ def test_what_is_told_is_one_line_as_it_is() -> None:
     told = io.StringIO()
     run._say(Console(file=told, width=20), "replica a[/b] is up again, and takes its full share")
     assert told.getvalue() == "replica a[/b] is up again, and takes its full share\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "warned"),
+    [
+        ({}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "0.0.0.0", "keys": "keys.yaml"}, False),
+        ({"host": "::1"}, False),
+    ],
+)
+def test_a_gateway_that_is_open_to_others_says_so(asked: dict[str, str], warned: bool) -> None:
+    assert (run._open_to(GatewayConfig.model_validate(asked)) is not None) == warned

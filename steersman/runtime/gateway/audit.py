@@ -59,6 +59,11 @@ class Audit:
         except OSError as error:
             raise UserError(f"audit: {config.file} cannot be written: {error.strerror or error}") from None
 
+    @property
+    def waiting(self) -> int:
+        """Lines that are not written yet."""
+        return len(self._waiting)
+
     def decided(
         self, request_id: bytes, tenant: str, mask: int, data_class: str | None, kind: Kind, replica: int, policy: str
     ) -> None:

@@ -23,7 +23,7 @@ from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.config import GatewayConfig
-from steersman.runtime.gateway.control import Control, Policies, check_reach
+from steersman.runtime.gateway.control import Control, Policies, check_reach, is_loopback
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
@@ -212,6 +212,8 @@ async def _serve(
         chores = asyncio.create_task(_chores(gateway, access, tls, recorders, console))
         started = True
         _announce(console, listener, scheduler, tls is not None)
+        if (open_to := _open_to(config)) is not None:
+            _say(console, open_to)
         if admin_listener is not None:
             _say(console, f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy")
         await stop.wait()
@@ -245,6 +247,8 @@ async def _serve(
             gateway.relay.close()
         if recorders.audit is not None:
             recorders.audit.flush()
+            if recorders.audit.waiting:
+                _say(console, f"audit: the last {recorders.audit.waiting} lines could not be written, and are lost")
         if recorders.journal is not None:
             await asyncio.to_thread(recorders.journal.close)
         await pool.stop()
@@ -329,6 +333,13 @@ async def _start(pool: Pool, console: Console) -> None:
                 _say(console, f"{pool.names[replica]}: {text}")
 
         await pool.start(told)
+
+
+def _open_to(config: GatewayConfig) -> str | None:
+    """What an operator should know of who may ask; None: nothing."""
+    if config.keys is not None or is_loopback(config.host):
+        return None
+    return f"no keys: whoever reaches {config.host} may ask, for any tenant; `steersman keys add` makes keys"
 
 
 def _url(listener: socket.socket, secure: bool) -> str:
