@@ -419,6 +419,19 @@ async def test_draining_finishes_what_runs_and_refuses_what_is_new() -> None:
         await asyncio.wait_for(draining, 10)
 
 
+async def test_what_the_gateway_cuts_off_when_it_stops_is_not_its_clients_doing() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].hold = asyncio.Event()
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY))
+        await s.backends[0].asked.wait()
+        s.gateway.stopping = True
+        await s.server.stop()
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="unended") == 1
+        assert s.metric("attained_total", tenant="strict") == 0
+        await asyncio.gather(asking, return_exceptions=True)
+
+
 async def test_scraped_metrics_reach_the_scheduler() -> None:
     async with serving(Prefer(0, 1)) as s:
         s.backends[0].metrics = (

@@ -72,6 +72,7 @@ class Gateway:
         self.last_window: Summary | None = None
         self.inflight = 0
         self.draining = False
+        self.stopping = False  # what is still in flight is cut off by us, not by its client
         self._audit, self._journal = audit, journal
         if journal is not None:
             self.metrics.add(lambda: of_journal(journal))
@@ -271,8 +272,8 @@ class Gateway:
                     ticket.used = 0
                     self.ended(ticket, "failed")
                     raise self._all_failed(failure, suspects) from None
-            except asyncio.CancelledError:  # the client left, or the deadline came
-                self._broke_off(ticket, "late" if ticket.late else "cancelled")
+            except asyncio.CancelledError:
+                self._broke_off(ticket, self._cause(ticket))
                 raise
             except ApiError:  # it cannot be put into this replica's words
                 ticket.used = 0
@@ -281,6 +282,10 @@ class Gateway:
             except BaseException:  # a bug of ours
                 self._broke_off(ticket, "failed")
                 raise
+
+    def _cause(self, ticket: Ticket) -> str:
+        """Why the task of a request was cancelled: its deadline came, the gateway stops, or its client left."""
+        return "late" if ticket.late else "unended" if self.stopping else "cancelled"
 
     def _broke_off(self, ticket: Ticket, outcome: str) -> None:
         """A dispatched request ends before its replica answered, or while it did."""
@@ -321,10 +326,10 @@ class Gateway:
         """Let a request wait until it is to be decided anew."""
         try:
             await asyncio.sleep(self.scheduler.held(ticket))
-        except asyncio.CancelledError:  # the client left, or the deadline came
+        except asyncio.CancelledError:
             ticket.used = 0
             attained = self.scheduler.given_up(ticket)
-            self.ended(ticket, "late" if ticket.late else "cancelled", attained=attained)
+            self.ended(ticket, self._cause(ticket), attained=attained)
             raise
         self.scheduler.resumed(ticket)
 
@@ -354,9 +359,9 @@ class Gateway:
     ) -> None:
         """A request is over; once for each. It is counted, and goes to the window and the journal.
 
-        outcome: done, shed, refused, failed, rejected (by a replica), cancelled or late. served: how it fared
-        on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
-        as the replica tells.
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled, late or unended (the gateway stopped).
+        served: how it fared on its replica; attained: whether its promise was kept, where that does not say.
+        cached_tokens: of its prompt, as the replica tells.
         """
         self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
         self.window.over(ticket, outcome, served, attained, cached_tokens or 0)

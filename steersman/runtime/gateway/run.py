@@ -239,6 +239,8 @@ async def _serve(
             signal.signal(number, signal.SIG_IGN)
         if chores is not None:
             chores.cancel()
+        if gateway is not None:
+            gateway.stopping = True
         if control is not None:
             await control.stop()
         if server is not None:
