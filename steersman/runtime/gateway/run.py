@@ -56,7 +56,7 @@ class Recorders(NamedTuple):
 _SAID = {
     Status.UP: "up again, and takes its full share",
     Status.DOWN: "down",
-    Status.OPEN: "failing requests: it gets none for a while",
+    Status.OPEN: "failing requests, or asked for patience: it gets none for a while",
     Status.RAMPING: "up again, and starts slowly",
     Status.DRAINING: "draining: it gets no new requests",
 }
