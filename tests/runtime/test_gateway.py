@@ -293,6 +293,23 @@ async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> No
         assert up.tolist() == [1, 1]
 
 
+async def test_a_watch_goes_on_whatever_its_news_do() -> None:
+    async with serving(Prefer(0), 1, health=HealthConfig(scrape_s=0.01, recheck_s=0.01)) as s:
+        news: asyncio.Queue[Status] = asyncio.Queue()
+
+        def told(_replica: int, status: Status) -> None:
+            news.put_nowait(status)
+            raise RuntimeError("a bug")
+
+        s.gateway.pool.on_change = told
+        s.gateway.pool.watch(s.gateway.scheduler)
+        await s.backends[0].stop()
+        async with asyncio.timeout(10):
+            assert await news.get() is Status.DOWN
+            await s.backends[0].start()
+            assert await news.get() is Status.RAMPING
+
+
 ERROR = b'data: {"error": {"message": "engine died", "type": "InternalServerError", "code": 500}}\n\n'
 
 

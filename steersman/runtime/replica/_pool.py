@@ -102,21 +102,28 @@ class Pool:
         self._watches = [asyncio.create_task(self._watch(i, scheduler)) for i in range(len(self.replicas))]
 
     async def _watch(self, index: int, scheduler: Scheduler) -> None:
-        health, loop = self.health[index], asyncio.get_running_loop()
-        assert self._pulse is not None
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause_s(index)):
                     await self._recheck[index].wait()
             self._recheck[index].clear()
+            try:
+                await self._update(index, scheduler)
+            except Exception:  # without its watch, a replica that is down would stay so
+                _log.exception("replica %s could not be watched", self.names[index])
+
+    async def _update(self, index: int, scheduler: Scheduler) -> None:
+        """Look at a replica, and tell the scheduler how it is."""
+        health, loop = self.health[index], asyncio.get_running_loop()
+        assert self._pulse is not None
+        began_s = loop.time()
+        well = await self._look(index, scheduler)
+        while not well and self._pulse.stopped_since(began_s):  # it may have answered: look again
             began_s = loop.time()
             well = await self._look(index, scheduler)
-            while not well and self._pulse.stopped_since(began_s):  # it may have answered: look again
-                began_s = loop.time()
-                well = await self._look(index, scheduler)
-            health.looked(scheduler.now, well)
-            self._lost_cache[index] |= not well
-            self._apply(index)
+        health.looked(scheduler.now, well)
+        self._lost_cache[index] |= not well
+        self._apply(index)
 
     def _pause_s(self, index: int) -> float:
         """Until a replica is looked at again. One that only says whether it is well is not asked as often."""
