@@ -738,6 +738,29 @@ async def test_an_answer_that_is_still_being_read_is_waited_for() -> None:
         await server.stop()
 
 
+async def test_one_connection_that_cannot_be_looked_at_spares_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("steersman.runtime.gateway.http.server._SWEEP_S", 0.001)
+    looked = asyncio.Event()
+
+    class Odd(ServerProtocol):
+        def check(self, now: float) -> None:
+            raise RuntimeError("the handler is closed")
+
+    class Watched(ServerProtocol):
+        def check(self, now: float) -> None:
+            if len(server.connections) == 1:
+                looked.set()
+
+    async with listening() as it:
+        server = it.server
+        server.connections |= {Odd(server), Watched(server)}
+        async with asyncio.timeout(10):
+            await looked.wait()
+    assert "could not be looked at" in caplog.text
+
+
 async def test_what_was_refused_is_counted_by_status() -> None:
     async with listening() as s:
         await s.ask(b"nonsense\r\n\r\n")

@@ -216,7 +216,15 @@ class Server:
             late = now - before >= _LATE_S and not late  # always late is no excuse
             if not late:
                 for connection in list(self.connections):
-                    connection.check(now)
+                    self._check(connection, now)
+
+    def _check(self, connection: ServerProtocol, now: float) -> None:
+        try:
+            connection.check(now)
+        except Exception:  # of its transport: the others' time limits hold
+            _log.exception("a connection could not be looked at, and is ended")
+            self.connections.discard(connection)
+            connection.abort()
 
 
 class ServerProtocol(asyncio.Protocol):
