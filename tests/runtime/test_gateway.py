@@ -454,6 +454,7 @@ async def test_scraped_metrics_reach_the_scheduler() -> None:
         s.backends[0].metrics = (
             'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
             'vllm:kv_cache_usage_perc{engine="0"} 0.25\n'
+            'vllm:prefix_cache_hits_total{engine="0"} 30\nvllm:prefix_cache_queries_total{engine="0"} 40\n'
         )
         s.gateway.pool.watch(s.gateway.scheduler)
         view = s.gateway.scheduler.book.views[0]
@@ -461,6 +462,8 @@ async def test_scraped_metrics_reach_the_scheduler() -> None:
             while view["scraped_at_s"] == 0:
                 await asyncio.sleep(0.01)
         assert (view["running"], view["waiting"], view["kv_use"]) == (3, 2, 0.25)
+        assert s.metric("engine_prefix_hit_rate", replica="r0") == 0.75
+        assert b'engine_prefix_hit_rate{replica="r1"}' not in s.gateway.metrics.text()
 
 
 async def test_metrics_are_prometheus_text() -> None:

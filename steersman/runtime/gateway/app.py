@@ -15,13 +15,12 @@ from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
-from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
+from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_caches, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
 from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
 from steersman.runtime.journal import Journal
-from steersman.runtime.outcomes import Summary
 from steersman.runtime.plugins import nearest
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
@@ -37,7 +36,6 @@ _WHY = {
     Reason.RAMP: "starting slowly",
     Reason.BACKUP: "a backup",
 }
-_EVENT_STREAM = b"text/event-stream"
 COMPLETIONS = (b"/v1/chat/completions", b"/v1/completions")
 EMBEDDINGS = b"/v1/embeddings"
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
@@ -69,11 +67,11 @@ class Gateway:
         self.access = access
         self.metrics = Metrics(scheduler)
         self.window = Window(scheduler, access.rows)
-        self.last_window: Summary | None = None
         self.inflight = 0
         self.draining = False
         self.stopping = False  # what is still in flight is cut off by us, not by its client
         self._audit, self._journal = audit, journal
+        self.metrics.add(lambda: of_caches(pool.names, pool.prefix_hit_rate))
         if journal is not None:
             self.metrics.add(lambda: of_journal(journal))
         if audit is not None:

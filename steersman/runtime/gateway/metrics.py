@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -86,6 +86,19 @@ def of_journal(journal: Journal) -> Iterator[Metric]:
         family.add_metric((), count)
         yield family
     yield GaugeMetricFamily("steersman_journal_bytes", "Size of the journal's files", journal.bytes)
+
+
+def of_caches(names: Sequence[str], hit_rates: Sequence[float]) -> Iterator[Metric]:
+    """What engines say of their prefix caches; of those that do not, nothing."""
+    family = GaugeMetricFamily(
+        "steersman_engine_prefix_hit_rate",
+        "Share of prompt tokens that an engine had cached so far",
+        labels=("replica",),
+    )
+    for name, rate in zip(names, hit_rates, strict=True):
+        if rate == rate:
+            family.add_metric((name,), rate)
+    yield family
 
 
 def of_audit(audit: Audit) -> Iterator[Metric]:

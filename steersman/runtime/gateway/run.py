@@ -303,18 +303,18 @@ async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: 
                     _say(console, f"{problem}; what was read before stays in use")
             if loop.time() - watched_s >= WINDOW_S:
                 watched_s = loop.time()
-                await asyncio.to_thread(_show, gateway, gateway.window.take(), scalars.take(), recorders.board)
+                gathered, curves = gateway.window.take(), scalars.take()
+                if recorders.board is not None:
+                    await asyncio.to_thread(_show, gateway, gathered, curves, recorders.board)
         except Exception:  # a board on a full disk, say: time limits, keys and audit must not end with it
             _log.exception("a chore failed, and is done again")
 
 
-def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board | None) -> None:
+def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board) -> None:
     policy = gateway.scheduler.policy
     summary = gateway.window.summary(gathered, policy.name if policy is not None else "")
     if summary is not None:
-        gateway.last_window = summary
-        if board is not None:
-            board(summary, more)
+        board(summary, more)
 
 
 async def _start(pool: Pool, console: Console) -> None:
