@@ -20,8 +20,9 @@ def find_config(folder: str, name: str | Path) -> Path:
         UserError: there is neither.
     """
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
-        if not path.is_file() and not (path.is_dir() and any(path.glob("journal-*"))):
+    journal = path.is_dir() and any(path.glob("journal-*"))
+    if path.suffix in (".yaml", ".yml") or path.is_file() or journal:
+        if not path.is_file() and not journal:
             raise UserError(f"{path}: no such file")
         return path
     for root in ROOTS:

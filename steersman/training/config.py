@@ -39,7 +39,7 @@ class ImitationConfig(Model):
 
 
 class PpoConfig(Model):
-    """PPO (Schulman et al., 2017) through Stable-Baselines3; large minibatches, one torch thread."""
+    """PPO (Schulman et al., 2017) through Stable-Baselines3 or RLlib; large minibatches, one torch thread."""
 
     start: Literal["best", "imitation", "scratch"] = Field(
         default="best",
@@ -47,6 +47,9 @@ class PpoConfig(Model):
     )
     steps: int = Field(default=300_000, ge=1)
     envs: int = Field(default=16, ge=1)
+    runners: int = Field(
+        default=0, ge=0, description="rllib-ppo: actors that play, each a share of envs; 0: the learner's process plays"
+    )
     rollout: int = Field(default=512, ge=8, description="steps of each environment between updates")
     batch: int = Field(default=2048, ge=32)
     epochs: int = Field(default=3, ge=1)
@@ -76,7 +79,7 @@ class TrainingConfig(Model):
         min_length=1,
         description="relative to the capacity of the best heuristic as shipped",
     )
-    algorithms: list[Literal["cma-es", "ars", "ppo", "maskable-ppo"]] = Field(
+    algorithms: list[Literal["cma-es", "ars", "ppo", "maskable-ppo", "rllib-ppo"]] = Field(
         default=["ars", "maskable-ppo"], min_length=1
     )
     reward: str = Field(default="missed", description="what PPO maximises: a module of steersman.envs.rewards")

@@ -19,8 +19,9 @@ from steersman.runtime.requests import Requests
 from steersman.runtime.workload import Split, load_workload
 from steersman.training.config import TrainingConfig
 from steersman.training.dashboard import Dashboard
+from steersman.training.drawn import Recipe, drawn
 from steersman.training.evaluate import compare
-from steersman.training.objective import Arena
+from steersman.training.objective import ArenaMaker, local_arena
 from steersman.training.run import Run
 
 # First seeds of the sets of episodes. The last one is played once, for the comparison.
@@ -46,17 +47,17 @@ class Job:
     load: what multiplies the workload's rate at the relative load 1; set once the fleet has been sized.
     """
 
-    def __init__(self, run: Run, console: Console, traces: Path | None) -> None:
+    def __init__(self, run: Run, console: Console, traces: Path | None, arenas: ArenaMaker = local_arena) -> None:
         self.run, self.config, self.console = run, run.config, console
         self.workload = load_workload(find_config("workloads", self.config.workload), traces=traces)
         self.fleet = load_fleet(find_config("fleets", self.config.fleet))
-        self.arena = Arena(self.fleet)
+        self.arena = arenas(self.fleet, self.workload)
         self.dashboard = Dashboard(run.folder, list(self.workload.tenants), self.fleet.names)
         self.load = 1.0
         self._validation: list[Requests] = []
 
     def sample(self, seed: int, load: float, split: Split = "train") -> Requests:
-        return draw(self.workload, self.fleet, seed, load=load, split=split, duration_s=self.config.episode_s)
+        return drawn(self.workload, self.fleet, Recipe(seed, load, split, self.config.episode_s))
 
     def episodes(self, first: int, count: int, split: Split = "train") -> list[Requests]:
         """`count` episodes in order of load, spread evenly over the configured loads."""

@@ -15,6 +15,7 @@ from steersman.runtime.outcomes import Episode
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
+from steersman.runtime.workload import Workload
 
 
 class Sampler(Protocol):
@@ -74,3 +75,14 @@ class Arena:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+class ArenaMaker(Protocol):
+    """Makes an arena: where episodes of a workload are played."""
+
+    def __call__(self, fleet: Fleet, workload: Workload) -> Arena: ...
+
+
+def local_arena(fleet: Fleet, workload: Workload) -> Arena:
+    """An arena of this process's threads."""
+    return Arena(fleet)

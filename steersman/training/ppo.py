@@ -18,8 +18,10 @@ from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
 from steersman.runtime.network import Architecture
 from steersman.training import tags
+from steersman.training.best import Best
+from steersman.training.checkpoint import load, save
 from steersman.training.config import PpoConfig
-from steersman.training.job import SELECTION, Job
+from steersman.training.job import Job
 from steersman.training.progress import Stage, stage
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -59,15 +61,11 @@ def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architect
     )
 
 
-def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
-    """Train from the scorer weights `start`, or from random ones.
-
-    Returns {"weights", "steps", "worth"}, of the best evaluation. Checkpoints after every evaluation, and goes on from
-    one where it exists.
-    """
-    config, seed = job.config.ppo, job.config.seed
+def environment(job: Job) -> SB3VecEnv:
+    """The environments of a training."""
+    config = job.config.ppo
     loads = [job.load * factor for factor in job.config.loads]
-    env = SB3VecEnv(
+    return SB3VecEnv(
         DispatchVectorEnv(
             config.envs,
             workload=job.workload,
@@ -77,52 +75,53 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
             duration_s=job.config.episode_s,
         )
     )
+
+
+def silent() -> Logger:
+    """A logger that keeps its values to itself."""
+    return Logger(None, [])
+
+
+def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
+    """Train from the scorer weights `start`, or from random ones.
+
+    Returns {"weights", "steps", "worth"}, of the best evaluation. Checkpoints after every evaluation, and goes on from
+    one where it exists.
+    """
+    config, seed = job.config.ppo, job.config.seed
+    env = environment(job)
     env.seed(seed)
     checkpoint = job.run.checkpoints / f"{algorithm}.zip"
-    if checkpoint.exists():
-        model = KINDS[algorithm][0].load(checkpoint, env=env, device="cpu")
-    else:
+    model: Any = load(checkpoint, lambda file: KINDS[algorithm][0].load(file, env=env, device="cpu"))
+    if model is None:
         model = make(algorithm, env, config, job.config.architecture, seed)
         if start is not None:
             model.policy.scorer.set_weights(start)
-    model.set_logger(Logger(None, []))
+    model.set_logger(silent())
     with stage(job.console, algorithm, config.steps) as shown:
         callback = _Callback(job, shown, algorithm, checkpoint)
-        callback.consider(model.policy.scorer.get_weights() if start is None else start)
+        callback.best.consider(model.policy.scorer.get_weights() if start is None else start)
         left = config.steps - model.num_timesteps
         if left > 0:
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
     env.close()
     return {
-        "weights": callback.best_weights.tolist(),
+        "weights": callback.best.weights.tolist(),
         "steps": int(model.num_timesteps),
-        "worth": callback.best_worth,
+        "worth": callback.best.worth,
     }
 
 
 class _Callback(BaseCallback):
-    """Progress, evaluation, the best weights so far, and checkpoints."""
+    """Progress, evaluation, and checkpoints."""
 
     def __init__(self, job: Job, shown: Stage, name: str, checkpoint: Path) -> None:
         super().__init__()
         self._job, self._shown, self._name, self._checkpoint = job, shown, name, checkpoint
         self._steps = job.config.ppo.steps
-        self._selection = job.episodes(SELECTION, 2 * len(job.config.loads))
+        self.best = Best(job, name, checkpoint.with_suffix(".best.npy"))
         self._rollouts, self._attainment = 0, 0.0
         self._started, self._start_steps = time.monotonic(), -1
-        self.best_weights, self.best_worth = np.zeros(0), -1.0
-        self._best_path = checkpoint.with_suffix(".best.npy")
-        if self._best_path.exists():
-            stored = np.load(self._best_path, allow_pickle=False)
-            self.best_worth, self.best_weights = float(stored[0]), stored[1:]
-
-    def consider(self, weights: np.ndarray) -> None:
-        """Keep `weights` if they are the best on the selection episodes."""
-        worth = float(self._job.arena.values([self._job.learned(weights, self._name)], self._selection, SELECTION)[0])
-        if worth > self.best_worth:
-            self.best_worth, self.best_weights = worth, weights
-            self._best_path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(self._best_path, np.concatenate([[worth], weights]))
 
     def _on_step(self) -> bool:
         return True
@@ -143,11 +142,8 @@ class _Callback(BaseCallback):
             weights = self.model.policy.scorer.get_weights()  # type: ignore[union-attr,operator]
             policy = self._job.learned(weights, self._name)
             self._attainment = self._job.watch(self.num_timesteps, policy, figures).attainment
-            self.consider(weights)
-            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._checkpoint.with_suffix(".tmp.zip")
-            self.model.save(temporary)
-            temporary.replace(self._checkpoint)
+            self.best.consider(weights)
+            save(self._checkpoint, self.model.save)
         self._shown.advance(
             min(self.num_timesteps, self._steps),
             f"reward {reward:+.4f}  attainment {self._attainment:.1%}  {speed:.0f} steps/s",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
+from steersman.training import checkpoint as checkpoint_file
 from steersman.training.objective import Arena
 from steersman.training.optimisers import CmaEs, Optimiser
 
@@ -67,7 +69,7 @@ def search(
         else:
             values = arena.values([make(x) for x in asked], drawn, seed=number * 1000)
             told = np.vstack([told, values])
-            _save(checkpoint, told)
+            checkpoint_file.save(checkpoint, partial(np.save, arr=told))
         optimiser.tell(values)
         played = (number + 1) * optimiser.population * episodes
         progress(Generation(number + 1, played, values.max(), values.mean(), optimiser.spread), make(optimiser.mean))
@@ -88,14 +90,13 @@ def tune(policy: CompiledPolicy, *, sigma: float, population: int, seed: int, **
 
 
 def _load(path: Path, population: int) -> np.ndarray:
-    if not path.exists():
+    """The values told so far, (generations, population)."""
+
+    def read(file: Path) -> np.ndarray:
+        found: np.ndarray = np.load(file, allow_pickle=False)
+        return found
+
+    told = checkpoint_file.load(path, read)
+    if told is None or told.ndim != 2 or told.shape[1] != population:
         return np.zeros((0, population))
-    told = np.load(path, allow_pickle=False)
-    return told if told.ndim == 2 and told.shape[1] == population else np.zeros((0, population))
-
-
-def _save(path: Path, told: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npy")
-    np.save(temporary, told)
-    temporary.replace(path)
+    return told

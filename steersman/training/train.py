@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from steersman.agents.policies import heuristics, resolve, spec_of
+from steersman.runtime.errors import UserError
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.evaluate import Comparison, compare
 from steersman.training.export import export_bundle
 from steersman.training.job import HELD_OUT, SELECTION, TRAINING, VALIDATION, Job
+from steersman.training.objective import ArenaMaker, local_arena
 from steersman.training.paired import Paired
 from steersman.training.report import comparison_json, comparison_table
 from steersman.training.run import Run, write_json
 from steersman.training.stages import OPTIMISERS, imitate_policy, search_scorer, size, tune_heuristic
+
+Learner = Callable[[Job, str, np.ndarray | None], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -32,15 +38,23 @@ class Result:
     bundle: Path
 
 
-def train(run: Run, console: Console, traces: Path | None = None, command: str = "steersman train") -> Result:
+def train(
+    run: Run,
+    console: Console,
+    traces: Path | None = None,
+    command: str = "steersman train",
+    arenas: ArenaMaker = local_arena,
+) -> Result:
     """Run, or go on with, the training that `run` describes. What its folder already has is not repeated.
+
+    arenas: where episodes are played; results do not depend on it.
 
     Raises:
         UserError: workload, fleet or a policy's name is wrong, or the fleet cannot carry the workload at any load.
     """
     torch.set_num_threads(1)
     torch.manual_seed(run.config.seed)
-    job = Job(run, console, traces)
+    job = Job(run, console, traces, arenas)
     try:
         return _train(job, command)
     finally:
@@ -87,7 +101,8 @@ def _train(job: Job, command: str) -> Result:
         else:
             dashboard.phase(algorithm, config.ppo.steps)
             first = {"best": best_of(job, candidates), "imitation": start, "scratch": None}[config.ppo.start]
-            found = run.once(algorithm, lambda algorithm=algorithm, first=first: ppo.learn(job, algorithm, first))  # type: ignore[misc]
+            learn = learner(algorithm)
+            found = run.once(algorithm, lambda learn=learn, name=algorithm, first=first: learn(job, name, first))  # type: ignore[misc]
         candidates[algorithm] = np.array(found["weights"])
     dashboard.phase("")
 
@@ -143,6 +158,24 @@ def _train(job: Job, command: str) -> Result:
     tuned = {f"{name}-tuned": name for name in config.tune}
     best_spec = spec_of(tuned[best.name], best) if best.name in tuned else best.name
     return Result(winner, best_spec, comparison, paired, run.bundle)
+
+
+def learner(algorithm: str) -> Learner:
+    """Who trains by `algorithm`, which is no key of OPTIMISERS.
+
+    Raises:
+        UserError: RLlib is not installed.
+    """
+    if algorithm in ppo.KINDS:
+        return ppo.learn
+    try:
+        from steersman.training import rllib
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"algorithm {algorithm!r} needs {error.name}, which is not installed; install it with: "
+            "pip install 'steersman[train,rllib]'"
+        ) from None
+    return rllib.learn
 
 
 def best_of(job: Job, candidates: dict[str, np.ndarray]) -> np.ndarray:

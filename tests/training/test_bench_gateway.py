@@ -147,6 +147,13 @@ def test_envoy_is_told_every_backend() -> None:
     assert [e["endpoint"]["address"]["socket_address"]["port_value"] for e in endpoints] == [2, 3]
 
 
+def test_envoy_asks_the_picker_on_its_port() -> None:
+    config = targets.behind_config(1, 2)["static_resources"]
+    assert config["listeners"][0]["address"]["socket_address"]["port_value"] == 1
+    addresses = [c["load_assignment"]["endpoints"] for c in config["clusters"] if "load_assignment" in c]
+    assert addresses == [[{"lb_endpoints": [{"endpoint": {"address": targets._address(2)}}]}]]
+
+
 def test_an_unknown_target_is_named() -> None:
     with pytest.raises(UserError, match="nginx"):
         targets.find(["nginx"], "jsed", None, [])
@@ -165,7 +172,7 @@ def test_a_peer_that_is_not_there_is_absent(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "executable", str(python))
     found, absent = targets.find(targets.NAMES, "jsed", None, [])
     assert [target.name for target in found] == ["direct", "steersman"]
-    assert [sentence.partition(" ")[0] for sentence in absent] == ["vllm-router", "sglang-router", "envoy"]
+    assert [sentence.partition(" ")[0] for sentence in absent] == list(targets.NAMES[2:])
 
 
 def test_a_server_that_ends_at_its_start_says_why(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ class Gateway:
         self._idle = asyncio.Event()
         self._idle.set()
         self.relay = Relay(scheduler, pool, self.metrics, self.over)
+        self.on_down: Callable[[int], None] = lambda _replica: None
         self._models = {name: i for i, name in enumerate(scheduler.fleet.models)}
         tenants = access.tenants
         self.limiter = Limiter(
@@ -431,6 +432,7 @@ class Gateway:
         self._slots_up()
         if status is Status.DOWN:
             self.relay.went_down(replica)
+            self.on_down(replica)
 
     def _slots_up(self) -> None:
         table = self.scheduler.replicas

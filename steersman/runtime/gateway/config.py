@@ -10,6 +10,7 @@ from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.access import GatewayTenant
 from steersman.runtime.gateway.audit import AuditConfig
+from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.gateway.limits import FairShares
 from steersman.runtime.gateway.tls import TlsConfig
@@ -30,6 +31,7 @@ class GatewayConfig(Model):
     port: int = Field(default=8080, ge=0, le=65535)
     keys: Path | None = Field(default=None, description="API keys (`steersman keys add`); without, anybody may ask")
     tls: TlsConfig | None = None
+    ext_proc: ExtProcConfig | None = Field(default=None, description="an endpoint picker for Envoy; default: none")
     http: HttpLimits = HttpLimits()
     health: HealthConfig = HealthConfig()
     fair_shares: FairShares | None = Field(default=None, description="bounds on tenants while the fleet is full")

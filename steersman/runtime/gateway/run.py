@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -37,6 +38,9 @@ from steersman.runtime.policy import Policy
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from steersman.runtime.gateway.ext_proc.server import PickerServer
 
 CHORES_S = 1.0
 WINDOW_S = 10.0  # of what the board shows
@@ -187,10 +191,12 @@ async def _serve(
         loop.add_signal_handler(number, on_signal)
     started = False
     server: Server | None = None
+    picker: PickerServer | None = None
     chores: asyncio.Task[None] | None = None
     gateway: Gateway | None = None
     control: Control | None = None
     try:
+        picker = _picker(config)
         await _start(pool, console)
         gateway = Gateway(
             scheduler,
@@ -209,6 +215,8 @@ async def _serve(
         gateway.metrics.add(lambda: http_metrics(len(clients.connections), clients.rejected))
         await server.start(sock=listener, ssl=tls.context if tls else None)
         pool.watch(scheduler)
+        if picker is not None:
+            await picker.start(gateway)
         chores = asyncio.create_task(_chores(gateway, access, tls, recorders, console))
         started = True
         _announce(console, listener, scheduler, tls is not None)
@@ -216,6 +224,8 @@ async def _serve(
             _say(console, open_to)
         if admin_listener is not None:
             _say(console, f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy")
+        if config.ext_proc is not None and picker is not None:
+            _say(console, f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)")
         await stop.wait()
         gateway.draining = True
         server.stop_listening()
@@ -245,6 +255,8 @@ async def _serve(
             await control.stop()
         if server is not None:
             await server.stop()
+        if picker is not None:
+            await picker.stop()
         if gateway is not None:
             gateway.relay.close()
         if recorders.audit is not None:
@@ -264,6 +276,18 @@ def _say(console: Console, sentence: str) -> None:
     """Tell the operator, if that can be done: serving goes on with a full disk, or when who read the pipe has left."""
     with contextlib.suppress(OSError, SystemExit):  # at a broken pipe, rich would end the process
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _picker(config: GatewayConfig) -> PickerServer | None:
+    """The port for Envoy, taken but not answering. What it needs is loaded only where it is asked for."""
+    if config.ext_proc is None:
+        return None
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong is said in a sentence of ours
+    try:
+        from steersman.runtime.gateway.ext_proc.server import PickerServer
+    except ImportError as error:
+        raise UserError(f"ext_proc needs {error.name or 'grpcio'}: pip install 'steersman[envoy]'") from None
+    return PickerServer(config.ext_proc, config.http.body_bytes)
 
 
 def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:

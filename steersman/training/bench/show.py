@@ -179,6 +179,41 @@ def _known(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
+def rllib_table(figures: dict[str, Any]) -> Table:
+    """The figures of `rllib.bench` for a terminal."""
+    title = f"{figures['machine']}; {figures['frames']:,} frames in {figures['envs']} environments"
+    table = _table(title, ("environment, under RLlib's PPO", "frames per CPU second"))
+    table.min_width = len(title)
+    table.add_row("the simulator", f"{figures['frames_per_cpu_s']:,.0f}")
+    table.add_row("CartPole", f"{figures['cartpole_frames_per_cpu_s']:,.0f}")
+    table.add_row("ratio", f"{figures['ratio']:.2f}")
+    return table
+
+
+def ray_table(figures: dict[str, Any]) -> Table:
+    """The figures of `ray.bench` for a terminal."""
+    played = f"{figures['generations']} generations of {figures['episodes_per_generation']} episodes"
+    title = f"{figures['machine']}; {played}"
+    columns = ("workers", "ms a generation", "plain loop", "as many threads", "speed-up", "efficiency", "worker CPU ms")
+    table = _table(title, (*columns, "parts", "KB sent to each", "ms an empty part", "empty parts/s", "MiB a worker"))
+    for row in figures["workers"]:
+        table.add_row(
+            str(row["workers"]),
+            f"{row['generation_s'] * 1000:.0f}",
+            f"{row['plain_s'] * 1000:.0f}",
+            f"{row['threads_s'] * 1000:.0f}",
+            f"{row['speed_up']:.2f}",
+            f"{row['efficiency']:.0%}",
+            f"{row['worker_cpu_s'] * 1000:.0f}",
+            f"{row['parts']:.0f}",
+            f"{row['sent_bytes_per_worker'] / 1000:.1f}",
+            f"{row['part_ms']:.2f}",
+            f"{row['parts_per_s']:,.0f}",
+            f"{row['worker_mib']:.0f}",
+        )
+    return table
+
+
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for i, column in enumerate(columns):

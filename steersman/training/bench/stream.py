@@ -6,11 +6,9 @@ python -m steersman.training.bench.stream COUNT
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from steersman.runtime.requests import REQUEST, Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.simulator.stream import play
 from steersman.runtime.tenant import Tenant
+from steersman.training.bench.machine import resident_mib
 
 PART = 50_000  # requests that are there at once, beside those in flight
 PROMISE = {"ttft_s": 5.0, "tpot_s": 0.08}
@@ -64,23 +63,15 @@ def play_stream(count: int) -> dict[str, Any]:
     """Figures of a streamed trace of `count` requests, MiB as resident between its parts."""
     runtime, policy = SimulatedRuntime(fleet_of(8)), resolve("jsed")
     list(play(runtime, policy, _parts(1000, 48.0)))
-    before = most = _resident_mib()
+    before = most = resident_mib()
     started, ended = time.perf_counter(), 0
     for part in play(runtime, policy, _parts(count, 48.0)):
         ended += len(part.table)
-        most = max(most, _resident_mib())
+        most = max(most, resident_mib())
     assert ended == count
     seconds = time.perf_counter() - started
     figures = {"stream_requests": count, "stream_requests_per_s": count / seconds}
     return {**figures, "peak_mib": most, "before_mib": before}
-
-
-def _resident_mib() -> float:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # not Linux: the highest of the process so far
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return pages * resource.getpagesize() / 2**20
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.play import play
 from steersman.training.benchmark.scenario import Scenario, Setting
 from steersman.training.config import TrainingConfig
-from steersman.training.objective import Arena
+from steersman.training.objective import Arena, ArenaMaker, local_arena
 from steersman.training.progress import stage
 from steersman.training.run import Run
 
 SURE = 0.99  # share of the resamples
 
 
-def benchmark(folder: Folder, console: Console) -> list[Figures]:
-    """Run, or go on with, what the folder's plan says.
+def benchmark(folder: Folder, console: Console, arenas: ArenaMaker = local_arena) -> list[Figures]:
+    """Run, or go on with, what the folder's plan says. arenas: where episodes are played.
 
     Raises:
         UserError: the fleet of a scenario carries its workload at no load, or a file is damaged.
@@ -40,23 +40,25 @@ def benchmark(folder: Folder, console: Console) -> list[Figures]:
     for scenario in folder.plan.scenarios:
         base = _named(folder, scenario.trained_on or scenario.name)
         if base.name not in searched:
-            searched[base.name] = prepared(base, folder, console)
+            searched[base.name] = prepared(base, folder, console, arenas)
         contenders = [*shipped(), *searched[base.name]]
         contenders += given(folder.plan.policies, [c.name for c in contenders])
-        found.append(figures(sample(scenario, folder, contenders, console), contenders))
+        found.append(figures(sample(scenario, folder, contenders, console, arenas), contenders))
     return found
 
 
-def sample(scenario: Scenario, folder: Folder, contenders: Sequence[Contender], console: Console) -> Sample:
+def sample(
+    scenario: Scenario, folder: Folder, contenders: Sequence[Contender], console: Console, arenas: ArenaMaker
+) -> Sample:
     """Play the held-out episodes of a scenario."""
     budget = folder.plan.budget
-    anchor = sized(scenario, folder, console)
+    anchor = sized(scenario, folder, console, arenas)
     setting = Setting.load(folder.copied(scenario), folder.traces)
     run = Run(folder.path / scenario.name, TrainingConfig(description=scenario.description))
     seeds = range(budget.first_seed, budget.first_seed + budget.seeds)
     factors = sorted({*budget.goodput_loads, scenario.headline})
     weights = resampled(budget.seeds, seed_of(scenario))
-    arena = Arena(setting.fleet)
+    arena = arenas(setting.fleet, setting.workload)
     try:
         with stage(console, f"playing {scenario.name}", len(budget.loads) + 1 + len(factors)) as shown:
             loads: list[Load] = []

@@ -16,6 +16,7 @@ from steersman.training.benchmark.learning import learn, training_config
 from steersman.training.benchmark.scenario import Scenario
 from steersman.training.benchmark.tuning import tuned, with_numbers
 from steersman.training.job import TRAINING, Job
+from steersman.training.objective import ArenaMaker
 from steersman.training.run import Run
 from steersman.training.stages import size
 
@@ -60,13 +61,13 @@ def given(specs: Sequence[str], taken: Sequence[str]) -> list[Contender]:
     return made
 
 
-def sized(scenario: Scenario, folder: Folder, console: Console) -> float:
+def sized(scenario: Scenario, folder: Folder, console: Console, arenas: ArenaMaker) -> float:
     """The load, times the workload's rate, that the best heuristic as shipped carries on training episodes.
 
     Raises:
         UserError: the fleet carries the workload at no load, or at any.
     """
-    job = _job(scenario, folder, console, 0)
+    job = _job(scenario, folder, console, arenas, 0)
     try:
         with console.status(f"{scenario.name}: how much the fleet carries …"):
             return float(job.run.once("sizing", lambda: size(job, heuristics()))["load"])
@@ -74,14 +75,14 @@ def sized(scenario: Scenario, folder: Folder, console: Console) -> float:
         job.close()
 
 
-def prepared(scenario: Scenario, folder: Folder, console: Console) -> list[Contender]:
+def prepared(scenario: Scenario, folder: Folder, console: Console, arenas: ArenaMaker) -> list[Contender]:
     """Tuned heuristics and learned policies for a scenario.
 
     Every tunable heuristic has the whole budget. The learned policies' teacher, who sends, holds and sheds, is taken as
     it was after a quarter of the budget, and they have the rest: nobody had more.
     """
-    budget, load = folder.plan.budget, sized(scenario, folder, console)
-    job = _job(scenario, folder, console, 0)
+    budget, load = folder.plan.budget, sized(scenario, folder, console, arenas)
+    job = _job(scenario, folder, console, arenas, 0)
     try:
         job.load = load
         pool = job.episodes(TRAINING, budget.pool)
@@ -100,17 +101,23 @@ def prepared(scenario: Scenario, folder: Folder, console: Console) -> list[Conte
         job.close()
     members, evaluations = [], []
     for seed in range(budget.training_seeds):
-        learned, episodes = _learned(scenario, folder, console, teacher, load, seed)
+        learned, episodes = _learned(scenario, folder, console, arenas, teacher, load, seed)
         members.append(learned)
         evaluations.append(spent + episodes)
     return [*searched, Contender(LEARNED, "learned", "trained", round(float(np.mean(evaluations))), tuple(members))]
 
 
 def _learned(
-    scenario: Scenario, folder: Folder, console: Console, teacher: CompiledPolicy, load: float, seed: int
+    scenario: Scenario,
+    folder: Folder,
+    console: Console,
+    arenas: ArenaMaker,
+    teacher: CompiledPolicy,
+    load: float,
+    seed: int,
 ) -> tuple[CompiledPolicy, int]:
     console.print(f"{scenario.name}: learning from {teacher.name}, training seed {seed}", highlight=False)
-    job = _job(scenario, folder, console, seed, f"training-{seed}")
+    job = _job(scenario, folder, console, arenas, seed, f"training-{seed}")
     try:
         job.load = load
         found = job.run.once("learn", lambda: learn(job, teacher, seed))
@@ -120,11 +127,11 @@ def _learned(
     return compiled_policy(job.config.architecture, weights, f"{LEARNED} #{seed}"), int(found["episodes"])
 
 
-def _job(scenario: Scenario, folder: Folder, console: Console, seed: int, part: str = "") -> Job:
+def _job(scenario: Scenario, folder: Folder, console: Console, arenas: ArenaMaker, seed: int, part: str = "") -> Job:
     """What the trainer's stages work with, in the scenario's folder."""
     copied = folder.copied(scenario)
     config = training_config(folder.plan.budget, copied.workload, copied.fleet, scenario.episode_s, seed)
-    return Job(Run(folder.path / scenario.name / part, config), console, folder.traces)
+    return Job(Run(folder.path / scenario.name / part, config), console, folder.traces, arenas)
 
 
 def _alone(

@@ -12,13 +12,13 @@ from pydantic import Field
 
 from steersman.runtime.config import Model, apply_sets, read_yaml, validate
 from steersman.runtime.configs import config_files, find_config
-from steersman.runtime.draw import draw
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, load_fleet
 from steersman.runtime.outcomes import Episode, State
 from steersman.runtime.requests import Requests
 from steersman.runtime.tenant import Slo, Tenant
 from steersman.runtime.workload import Split, Workload, load_workload
+from steersman.training.drawn import Recipe, drawn
 
 
 class Scenario(Model):
@@ -96,7 +96,7 @@ class Setting:
 
     def draw(self, seed: int, load: float, split: Split = "held-out") -> Requests:
         """An episode, with the SLOs that policies are told."""
-        requests = draw(self.workload, self.fleet, seed, load=load, split=split, duration_s=self.scenario.episode_s)
+        requests = drawn(self.workload, self.fleet, Recipe(seed, load, split, self.scenario.episode_s))
         return replace(requests, tenants=blind(requests.tenants)) if self.scenario.slo_blind else requests
 
     def attained(self, episode: Episode) -> np.ndarray:

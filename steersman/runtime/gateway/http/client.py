@@ -138,6 +138,7 @@ class Connection(asyncio.Protocol):
     """One connection to a replica; one request at a time."""
 
     __slots__ = (
+        "_body",
         "_head_bytes",
         "_headers",
         "_parser",
@@ -160,6 +161,7 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.last_byte_s = 0.0  # when something last came, or the request went out
         self._used = self._paused = False
+        self._body: list[bytes] = []  # of what was read last
         self._receiver: Receiver | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._headers: list[tuple[bytes, bytes]] = []
@@ -238,9 +240,11 @@ class Connection(asyncio.Protocol):
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._pass_on()
             self._broke(f"its answer is not valid HTTP ({error})")
             self.abort()
             return
+        self._pass_on()
         if not self._status and self._head_bytes > _HEAD_LIMIT:
             self._broke("the head of its answer is too large")
             self.abort()
@@ -268,12 +272,20 @@ class Connection(asyncio.Protocol):
             self._receiver.head(status, [h for h in self._headers if h[0] not in _OF_THE_CONNECTION])
 
     def on_body(self, body: bytes) -> None:
-        if self._receiver is not None:
-            self._receiver.data(body)
+        self._body.append(body)
 
     def on_message_complete(self) -> None:
         if self._status:
+            self._pass_on()
             self._end()
+
+    def _pass_on(self) -> None:
+        """What one read held goes on as one piece, however many chunks it came in: a write each would cost more."""
+        body = self._body
+        if body:
+            self._body = []
+            if self._receiver is not None:
+                self._receiver.data(body[0] if len(body) == 1 else b"".join(body))
 
     def _end(self) -> None:
         receiver, self._receiver = self._receiver, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from steersman import __version__
+from steersman.runtime.config import read_yaml
+from steersman.runtime.configs import find_config
 from steersman.runtime.errors import UserError
 from steersman.training.bench.gateway.child import free_port
 from steersman.training.bench.gateway.mock import MODEL
 
-NAMES = ("direct", "steersman", "vllm-router", "sglang-router", "envoy")
+BEHIND = "envoy+steersman"
+NAMES = ("direct", "steersman", "vllm-router", "sglang-router", "envoy", BEHIND)
 MANY = 100_000  # connections or requests: more than are ever there
 Command = Callable[[int, Sequence[int], Path], list[str]]
 
@@ -47,10 +51,13 @@ def find(
     probed = [(python, _probe(python)) for python in [*pythons, sys.executable]]
     found, absent = [], []
     for name in (n for n in NAMES if n == "direct" or n in names):
-        target = _OWN[name](policy, options) if name in _OWN else _peer(name, probed)
+        peer = "envoy" if name == BEHIND else name
+        target = _OWN[name](policy, options) if name in _OWN else _peer(peer, probed)
         if target is None:
             where = f"{peers}, " if peers is not None else ""
-            absent.append(f"{name} is absent: {where}this Python and PATH have no {_DISTRIBUTIONS[name]}")
+            absent.append(f"{name} is absent: {where}this Python and PATH have no {_DISTRIBUTIONS[peer]}")
+        elif name == BEHIND:
+            found.append(Target(name, target.version, _behind(target, policy, options)))
         else:
             found.append(target)
     return found, absent
@@ -114,6 +121,31 @@ def _steersman(policy: str, options: Sequence[str]) -> Command:
         return [*serve, *(option.replace("{folder}", str(folder)) for option in options)]
 
     return command
+
+
+def _behind(envoy: Target, policy: str, options: Sequence[str]) -> Command:
+    """Envoy with the shipped configuration, and the gateway as its endpoint picker. One ends with the other."""
+
+    def command(port: int, backends: Sequence[int], folder: Path) -> list[str]:
+        assert envoy.command is not None
+        picker = free_port()
+        serve = [*_steersman(policy, options)(free_port(), backends, folder), "--set", f"ext_proc.port={picker}"]
+        started = envoy.command(port, backends, folder)
+        (folder / "envoy.yaml").write_text(yaml.safe_dump(behind_config(port, picker)))
+        both = f"{shlex.join(serve)} & serve=$!; {shlex.join(started)} & envoy=$!"
+        return ["sh", "-c", f"{both}; trap 'kill $serve' TERM; wait $serve; code=$?; kill $envoy; wait; exit $code"]
+
+    return command
+
+
+def behind_config(port: int, picker: int) -> dict[str, Any]:
+    """configs/envoy/steersman.yaml on `port`, with the endpoint picker on another one."""
+    config: dict[str, Any] = read_yaml(find_config("envoy", "steersman"))
+    [listener], clusters = config["static_resources"]["listeners"], config["static_resources"]["clusters"]
+    listener["address"] = _address(port)
+    [cluster] = [c for c in clusters if c["name"] == "picker"]
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": {"address": _address(picker)}}]}]
+    return config
 
 
 def fleet_of(backends: Sequence[int]) -> dict[str, Any]:

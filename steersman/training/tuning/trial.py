@@ -1,0 +1,136 @@
+"""One point of the space: it plays or learns, round by round, and tells what it is worth."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from steersman.agents.policies import resolve
+from steersman.runtime.policy import CompiledPolicy
+from steersman.training import ppo
+from steersman.training.config import TrainingConfig
+from steersman.training.job import SELECTION, TRAINING, Job
+from steersman.training.objective import Arena, ArenaMaker
+from steersman.training.run import Run
+from steersman.training.search import Generation, search
+from steersman.training.stages import OPTIMISERS
+from steersman.training.tuning.space import WEIGHT, TuningConfig, varied
+
+TOLD = "worth"  # the metric
+
+
+def single(fleet: Any, workload: Any) -> Arena:
+    """An arena of one thread: a trial has one core."""
+    return Arena(fleet, 1)
+
+
+def run_trial(point: dict[str, Any], tuning: TuningConfig, traces: str | None, prepared: dict[str, Any]) -> None:
+    """A trial, as Ray Tune calls it. prepared: {"load", "weights"}, common to all trials.
+
+    Raises:
+        UserError: the point is not allowed.
+    """
+    from ray import tune
+
+    torch.set_num_threads(1)
+    context = tune.get_context()
+    folder = Path(context.get_trial_dir())
+    settings = varied(tuning.settings(), point) if tuning.policy is None else tuning.settings()
+    job = open_job(folder, settings, traces, prepared["load"], single)
+    try:
+        for key, value in point.items():
+            if key.startswith(WEIGHT):
+                tenants = dict(job.workload.tenants)
+                tenant = key.removeprefix(WEIGHT)
+                tenants[tenant] = tenants[tenant].model_copy(update={"weight": value})
+                job.workload = job.workload.model_copy(update={"tenants": tenants})
+        torch.manual_seed(settings.seed)
+        if tuning.policy is not None:
+            play_rounds(job, tuning, resolve(tuning.policy).with_params(**point), tune.report)
+        elif settings.algorithms[0] in OPTIMISERS:
+            search_rounds(job, tuning, np.array(prepared["weights"]), folder, tune.report)
+        else:
+            learn_rounds(job, tuning, np.array(prepared["weights"]), tune)
+    finally:
+        job.close()
+
+
+def open_job(folder: Path, settings: TrainingConfig, traces: str | None, load_factor: float, arenas: ArenaMaker) -> Job:
+    """What the stages of a training work with, silent."""
+    job = Job(Run(folder, settings), Console(file=io.StringIO()), Path(traces) if traces else None, arenas)
+    job.load = load_factor
+    return job
+
+
+def judged(job: Job, tuning: TuningConfig, policy: CompiledPolicy, number: int = 0) -> float:
+    """The worth of a policy on episodes that no training plays; `number` draws others."""
+    first = SELECTION + number * tuning.episodes
+    return float(job.arena.values([policy], job.episodes(first, tuning.episodes), first)[0])
+
+
+def play_rounds(
+    job: Job, tuning: TuningConfig, policy: CompiledPolicy, report: Callable[[dict[str, Any]], None]
+) -> None:
+    """A heuristic plays more episodes each round; the mean over all of them is reported."""
+    worths: list[float] = []
+    for number in range(tuning.rounds):
+        worths.append(judged(job, tuning, policy, number))
+        report({TOLD: float(np.mean(worths))})
+
+
+def search_rounds(
+    job: Job, tuning: TuningConfig, start: np.ndarray, folder: Path, report: Callable[[dict[str, Any]], None]
+) -> None:
+    """CMA-ES or ARS; reported every 1/rounds of the generations. It goes on from its own checkpoint in `folder`."""
+    config, algorithm = job.config.search, job.config.algorithms[0]
+    unit = float(np.sqrt(np.mean(start**2)))
+    due = {round(config.generations * (k + 1) / tuning.rounds) for k in range(tuning.rounds)}
+
+    def progress(generation: Generation, policy: CompiledPolicy) -> None:
+        if generation.number in due:
+            report({TOLD: judged(job, tuning, policy), "generation": generation.number})
+
+    search(
+        lambda x: job.learned(x * unit, algorithm),
+        OPTIMISERS[algorithm](start / unit, sigma=config.sigma, population=config.population, seed=job.config.seed + 1),
+        generations=config.generations,
+        pool=job.episodes(TRAINING, config.pool),
+        episodes=config.episodes,
+        arena=job.arena,
+        seed=job.config.seed + 1,
+        checkpoint=folder / "search.npy",
+        progress=progress,
+    )
+
+
+def learn_rounds(job: Job, tuning: TuningConfig, start: np.ndarray, tune: Any) -> None:
+    """PPO; reported, with a checkpoint, every 1/rounds of its steps.
+
+    From a checkpoint, its own or one to copy, it takes weights and the optimiser's state, but this point's numbers.
+    """
+    config, algorithm = job.config.ppo, job.config.algorithms[0]
+    env = ppo.environment(job)
+    model = ppo.make(algorithm, env, config, job.config.architecture, job.config.seed)
+    model.policy.scorer.set_weights(start)
+    model.set_logger(ppo.silent())
+    done = 0
+    if (kept := tune.get_checkpoint()) is not None:
+        with kept.as_directory() as folder:
+            model.set_parameters(str(Path(folder) / "model.zip"), device="cpu")
+            done = int(Path(folder, "round").read_text())
+    for number in range(done, tuning.rounds):
+        model.learn(config.steps // tuning.rounds, log_interval=None, reset_num_timesteps=False)
+        policy = job.learned(model.policy.scorer.get_weights(), algorithm)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save(Path(folder) / "model.zip")
+            Path(folder, "round").write_text(str(number + 1))
+            told = {TOLD: judged(job, tuning, policy), "step": int(model.num_timesteps)}
+            tune.report(told, checkpoint=tune.Checkpoint.from_directory(folder))
+    env.close()

@@ -1,0 +1,14 @@
+"""For workers of a cluster, which import this module by its name."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from steersman.runtime.outcomes import Episode
+
+
+def kills(episode: Episode) -> float:
+    """A score that no worker survives."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
