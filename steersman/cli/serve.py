@@ -115,7 +115,7 @@ def add(
 
 @app.command()
 def audit(
-    files: Annotated[list[Path], typer.Argument(help="Audit files, in the order in which they were written.")],
+    files: Annotated[list[Path], typer.Argument(help="The files of one audit log, in any order.")],
 ) -> None:
     """Check that an audit log is whole and unchanged, and that no request went where its data may not go."""
     from steersman.runtime.gateway.audit import check

@@ -234,17 +234,17 @@ class Scheduler:
             self.book.fleet["held"] -= 1.0
 
     def given_up(self, ticket: Ticket, after_s: float | None = None) -> bool:
-        """The client of a held request has left, `after_s` it arrived (by default: now).
+        """The client of a held request has left, `after_s` it arrived (by default: now), or its deadline came.
 
-        Returns whether its promise was not broken by then.
+        Returns whether its promise was not broken by then; one that is late missed it.
         """
         if ticket.stage is not Stage.HELD:
             return False
         self.resumed(ticket)
         waited_s = self.now - ticket.arrived_s if after_s is None else after_s
-        attained = bool(waited_s <= self._promises[ticket.request.tenant][0])
+        attained = not ticket.late and bool(waited_s <= self._promises[ticket.request.tenant][0])
         router.settle(self._a, ticket.request.tenant, attained)
-        self._over(ticket, attained, failed=False)
+        self._over(ticket, attained, failed=ticket.late)
         return attained
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import aiohttp
 import pytest
-from backends import Prefer, serving
+from backends import Prefer, event, serving
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated import fleet
@@ -229,6 +229,14 @@ async def test_tokens_that_an_answer_used_are_what_counts() -> None:
             async with s.client.post(PATH, json={**BODY, "max_tokens": 20}) as response:
                 statuses.append(response.status)
         assert statuses == [200, 200, 200, 429, 429, 429]  # 10 tokens each, and more than 20 must be there
+
+
+async def test_tokens_that_were_counted_are_what_counts_where_a_stream_tells_of_none() -> None:
+    async with serving(Prefer(0, 1), tenants=tenants(limits=Limits(tokens_per_minute=45))) as s:
+        s.backends[0].pieces = [event("a"), event("b"), event("c"), b"data: [DONE]\n\n"]
+        for _ in range(2):
+            async with s.client.post(PATH, json={**BODY, "max_tokens": 30, "stream": True}) as response:
+                assert response.status == 200
 
 
 async def test_a_place_among_requests_at_once_is_freed_when_its_client_leaves() -> None:

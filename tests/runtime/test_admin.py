@@ -25,6 +25,7 @@ from steersman.runtime import archive
 from steersman.runtime.admin import top
 from steersman.runtime.admin.api import AdminState, admin_app
 from steersman.runtime.admin.client import AdminClient
+from steersman.runtime.admin.config import KEY_ENV, AdminConfig
 from steersman.runtime.deployment.deployer import Deployer
 from steersman.runtime.deployment.selftest import SelfTest
 from steersman.runtime.deployment.store import PolicyStore
@@ -331,6 +332,19 @@ async def test_another_server_is_named_as_such() -> None:
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="expected a URL such as"):
         AdminClient(url, None)
+
+
+async def test_the_admin_key_may_end_with_the_line_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY_ENV, KEY + "\n")
+    assert AdminConfig().key_digest() == hashlib.sha256(KEY.encode()).hexdigest()
+    async with admin() as a:
+        assert (await asyncio.to_thread(AdminClient(a.url, KEY + "\n").state))["held"] == 0
+
+
+def test_an_admin_key_that_no_header_can_hold_is_not_shown() -> None:
+    with pytest.raises(UserError, match="it has odd characters") as caught:
+        AdminClient("http://127.0.0.1:8081", f"{KEY}\n{KEY}")
+    assert KEY not in str(caught.value)
 
 
 # Top

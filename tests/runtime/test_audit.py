@@ -79,10 +79,36 @@ def test_a_changed_log_is_found_out(tmp_path: Path, damage: str) -> None:
 def test_files_that_were_rotated_are_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     log = audit_of(path, rotate_mib=0.0005)
-    for _ in range(4):
+    for _ in range(12):
         write(log, 2)
         log.flush()
-    assert check([*sorted(tmp_path.glob("audit.jsonl.*")), path]).lines == 8
+    files = sorted(tmp_path.glob("audit.jsonl*"))  # as a shell sorts them
+    assert [file.name for file in files][:3] == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.10"]
+    assert check(files).lines == 24
+
+
+def test_a_log_goes_on_where_only_closed_files_are_left(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for number in (1, 2):
+        log = audit_of(path)
+        write(log, 2)
+        log.flush()
+        path.rename(tmp_path / f"audit.jsonl.{number}")
+    assert check([*tmp_path.iterdir()]).lines == 4
+
+
+def test_what_is_decided_while_the_disk_is_written_is_written_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = audit_of(path)
+    write(log, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda _handle: write(log, 1))
+        log.flush()
+    assert check([path]).lines == 2
+    log.flush()
+    assert check([path]).lines == 3
 
 
 def test_a_full_disk_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,21 +122,22 @@ def test_a_full_disk_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", full)
         log.flush()
-    assert (log.failed, path.read_bytes()) == (1, b"")
+    assert (log.failed, log.waiting, path.read_bytes()) == (1, 2, b"")
     write(log, 1)
     log.flush()
-    assert check([path]).lines == 3
+    assert (log.waiting, check([path]).lines) == (0, 3)
 
 
 async def test_a_request_with_a_rule_is_logged_and_goes_only_where_it_may(tmp_path: Path) -> None:
     tenants = {"bank": GatewayTenant.model_validate({"slo": {"ttft_s": 1, "tpot_s": 1}, "data_class": "pii"})}
     path = tmp_path / "audit.jsonl"
-    async with serving(Prefer(0, 1), fleet=FLEET, tenants=tenants, audit=audit_of(path)) as s:
+    log = audit_of(path)
+    async with serving(Prefer(0, 1), fleet=FLEET, tenants=tenants, audit=log) as s:
         async with s.client.post("/v1/completions", json=BODY) as response:
             assert response.headers["X-Steersman-Replica"] == "eu"
         s.backends[1].status = 500
         async with s.client.post("/v1/completions", json=BODY) as response:
             assert response.status == 502
         assert not s.backends[0].bodies
-        s.gateway.sweep(0.0)
+    log.flush()
     assert check([path]) == (3, 2, 0)

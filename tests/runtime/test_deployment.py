@@ -12,6 +12,7 @@ from encoded import situations
 from simulated import TENANTS, fleet
 
 from steersman.runtime.deployment import CanaryBounds, Deployment, Release
+from steersman.runtime.deployment.deployment import ARMS
 from steersman.runtime.deployment.judge import in_range
 from steersman.runtime.deployment.metrics import metrics
 from steersman.runtime.deployment.release import BrokenPolicy
@@ -383,6 +384,20 @@ def test_both_arms_are_counted_from_the_start_of_the_canary() -> None:
     assert d.canary.baseline.ended == 0
     seen = stats(d)
     assert sum(arm.ended for arm in seen.arms if arm.version == "now") == 1
+
+
+def test_totals_of_a_policy_do_not_fall_however_often_policies_change() -> None:
+    s = scheduler()
+    d, totals = deployed(s), []
+    for _ in range(3 * ARMS):
+        decide(s, s.arrive(REQUEST))
+        canary(s)
+        seen = next(arm for arm in stats(d).arms if (arm.version, arm.role) == ("now", "current"))
+        totals.append((seen.decisions, seen.decision_s.count))
+    current = [decisions for decisions, _ in totals]
+    assert current == sorted(current)
+    assert totals[-1] == (current[-1], current[-1])
+    assert len(d.arms) == ARMS
 
 
 # Shadow

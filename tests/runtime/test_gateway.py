@@ -9,11 +9,12 @@ import json
 import aiohttp
 import numpy as np
 import pytest
-from backends import STREAM, WHOLE, Prefer, Served, event, serving
+from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, event, fleet_of, serving
 
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.replica._health import HealthConfig, Status
+from steersman.runtime.ticket import LiveRequest
 
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
 STREAMED = {**BODY, "stream": True}
@@ -91,6 +92,29 @@ async def test_a_backend_gets_its_own_key_and_model_name(monkeypatch: pytest.Mon
             assert response.status == 200
         assert s.backends[0].headers[0]["Authorization"] == "Bearer k"
         assert json.loads(s.backends[0].bodies[0]) == {**BODY, "model": "theirs"}
+
+
+async def test_a_body_that_cannot_name_another_model_is_the_clients_fault() -> None:
+    async with serving(Prefer(0, 1), model="theirs") as s:
+        deep = '{"model": "m", "prompt": "hello", "metadata": %s1%s}' % ("[" * 300, "]" * 300)  # noqa: UP031
+        async with s.client.post(PATH, data=deep, headers={"Content-Type": "application/json"}) as response:
+            assert (response.status, (await error_of(response))["code"]) == (400, "invalid_json")
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="rejected") == 1
+
+
+async def test_a_bug_of_the_gateway_is_a_request_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving(Prefer(0, 1)) as s:
+        monkeypatch.setattr(s.gateway.relay, "serve", fails)
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 500
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+        assert s.metric("attained_total", tenant="strict") == 0
+        assert s.metric("inflight", replica="r0") == 0
 
 
 async def test_the_header_names_the_tenant() -> None:
@@ -173,6 +197,31 @@ async def test_an_unknown_path_is_404_in_the_apis_form() -> None:
         assert (await error_of(response))["code"] == "not_found"
 
 
+async def test_errors_are_counted_by_status_and_code() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        for model in ("m", "n", "n"):
+            async with s.client.post(PATH, json={**BODY, "model": model}) as response:
+                assert response.status == (200 if model == "m" else 404)
+        assert s.metric("answered_errors_total", status="404", code="model_not_found") == 2
+
+
+async def test_where_there_are_several_models_a_body_names_one() -> None:
+    fleet = fleet_of([FakeBackend(), FakeBackend()])
+    groups = [group.model_copy(update={"model": f"m{i}"}) for i, group in enumerate(fleet.replicas)]
+    async with serving(Prefer(0, 1), fleet=fleet.model_copy(update={"replicas": groups})) as s:
+        async with s.client.post(PATH, json={"prompt": "hello"}) as response:
+            assert response.status == 400
+            assert (await error_of(response))["message"] == "the body needs 'model', one of: m0, m1"
+        async with s.client.post(PATH, json={**BODY, "model": "m1"}) as response:
+            assert response.headers["X-Steersman-Replica"] == "r1"
+
+
+async def test_a_load_balancer_may_look_with_head() -> None:
+    async with serving(Prefer(0, 1)) as s, s.client.head("/health") as response:
+        assert (response.status, await response.read()) == (200, b"")
+        assert int(response.headers["Content-Length"]) > 0
+
+
 async def test_models_are_the_fleets() -> None:
     async with serving(Prefer(0, 1)) as s, s.client.get("/v1/models") as response:
         assert [m["id"] for m in (await response.json())["data"]] == ["m"]
@@ -244,6 +293,76 @@ async def test_a_dead_replica_is_left_out_and_returns_when_it_is_healthy() -> No
         assert up.tolist() == [1, 1]
 
 
+async def test_a_watch_goes_on_whatever_its_news_do() -> None:
+    async with serving(Prefer(0), 1, health=HealthConfig(scrape_s=0.01, recheck_s=0.01)) as s:
+        news: asyncio.Queue[Status] = asyncio.Queue()
+
+        def told(_replica: int, status: Status) -> None:
+            news.put_nowait(status)
+            raise RuntimeError("a bug")
+
+        s.gateway.pool.on_change = told
+        s.gateway.pool.watch(s.gateway.scheduler)
+        await s.backends[0].stop()
+        async with asyncio.timeout(10):
+            assert await news.get() is Status.DOWN
+            await s.backends[0].start()
+            assert await news.get() is Status.RAMPING
+
+
+ERROR = b'data: {"error": {"message": "engine died", "type": "InternalServerError", "code": 500}}\n\n'
+
+
+async def test_a_stream_that_is_only_an_error_is_tried_on_another_replica() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].pieces = [ERROR, b"data: [DONE]\n\n"]
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert (response.headers["X-Steersman-Replica"], await response.read()) == ("r1", b"".join(STREAM))
+        assert s.metric("errors_total", replica="r0", kind="status") == 1
+
+
+@pytest.mark.parametrize("text", ["b", '{"error": "no"}'])
+async def test_a_stream_that_tells_of_an_error_has_failed(text: str) -> None:
+    async with serving(Prefer(0, 1)) as s:
+        backend = s.backends[0]
+        for last, outcome in ((ERROR, "failed"), (b"", "done")):
+            backend.pieces, backend.hold = [event("a"), event(text), last + b"data: [DONE]\n\n"], asyncio.Event()
+            async with s.client.post(PATH, json=STREAMED) as response:
+                first = await response.content.readany()  # from now on, no other replica can try
+                backend.hold.set()
+                assert first + await response.read() == b"".join(backend.pieces)
+            await s.idle()
+            assert s.metric("requests_total", tenant="strict", outcome=outcome) == 1
+
+
+async def test_a_replica_that_was_started_anew_while_drained_has_lost_its_cache() -> None:
+    async with serving(Prefer(0), 1, health=HealthConfig(scrape_s=0.01, recheck_s=0.01)) as s:
+        pool, scheduler = s.gateway.pool, s.gateway.scheduler
+
+        def matched_tokens() -> int:
+            ticket = scheduler.arrive(LiveRequest(0, 600, 8, np.arange(4, dtype=np.int64)))
+            scheduler.observe(ticket)
+            scheduler.dispatched(ticket, 0)
+            scheduler.ended(ticket, True)
+            return ticket.matched_tokens
+
+        assert (matched_tokens(), matched_tokens()) == (0, 256)
+        pool.watch(scheduler)
+        pool.drain(0, True)
+        async with asyncio.timeout(10):
+            await s.backends[0].stop()
+            while pool.health[0].healthy:
+                await asyncio.sleep(0.002)
+            await s.backends[0].start()
+            while not pool.health[0].healthy:
+                await asyncio.sleep(0.002)
+        pool.drain(0, False)
+        assert (matched_tokens(), matched_tokens()) == (0, 256)
+        pool.drain(0, True)
+        pool.drain(0, False)
+        assert matched_tokens() == 256
+
+
 async def test_when_every_replica_fails_it_is_502() -> None:
     async with serving(Prefer(0, 1)) as s:
         for backend in s.backends:
@@ -252,6 +371,7 @@ async def test_when_every_replica_fails_it_is_502() -> None:
             assert response.status == 502
             assert (await error_of(response))["code"] == "replica_failed"
         assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+        assert [s.metric("retries_total", replica=name) for name in ("r0", "r1")] == [1, 0]
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -315,11 +435,25 @@ async def test_draining_finishes_what_runs_and_refuses_what_is_new() -> None:
         await asyncio.wait_for(draining, 10)
 
 
+async def test_what_the_gateway_cuts_off_when_it_stops_is_not_its_clients_doing() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.backends[0].hold = asyncio.Event()
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY))
+        await s.backends[0].asked.wait()
+        s.gateway.stopping = True
+        await s.server.stop()
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="unended") == 1
+        assert s.metric("attained_total", tenant="strict") == 0
+        await asyncio.gather(asking, return_exceptions=True)
+
+
 async def test_scraped_metrics_reach_the_scheduler() -> None:
     async with serving(Prefer(0, 1)) as s:
         s.backends[0].metrics = (
             'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
             'vllm:kv_cache_usage_perc{engine="0"} 0.25\n'
+            'vllm:prefix_cache_hits_total{engine="0"} 30\nvllm:prefix_cache_queries_total{engine="0"} 40\n'
         )
         s.gateway.pool.watch(s.gateway.scheduler)
         view = s.gateway.scheduler.book.views[0]
@@ -327,6 +461,8 @@ async def test_scraped_metrics_reach_the_scheduler() -> None:
             while view["scraped_at_s"] == 0:
                 await asyncio.sleep(0.01)
         assert (view["running"], view["waiting"], view["kv_use"]) == (3, 2, 0.25)
+        assert s.metric("engine_prefix_hit_rate", replica="r0") == 0.75
+        assert b'engine_prefix_hit_rate{replica="r1"}' not in s.gateway.metrics.text()
 
 
 async def test_metrics_are_prometheus_text() -> None:

@@ -443,6 +443,31 @@ async def test_a_client_that_does_not_read_pauses_what_writes_to_it_and_then_los
         await server.stop()
 
 
+class Unread(Memory):
+    """A connection whose client leaves the rest of its answer unread."""
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.protocol.connection_lost(None)
+
+
+@pytest.mark.parametrize("asked", [LAST, get(b"/x")])
+async def test_who_never_reads_the_rest_of_a_last_answer_is_waited_for_only_so_long(asked: bytes) -> None:
+    server = Server(Echo(), HttpLimits(write_timeout_s=20.0, idle_timeout_s=5.0))
+    unread = Unread(ServerProtocol(server))
+    await unread.send(asked)
+    await unread.settle()
+    now = server.loop.time()
+    unread.protocol.check(now + 6.0)  # closes what is idle
+    assert unread.closing
+    unread.protocol.check(now + 19.0)
+    assert server.connections
+    unread.protocol.check(now + 21.0)
+    assert not server.connections
+
+
 async def test_a_client_that_reads_again_is_written_to_again() -> None:
     states: asyncio.Queue[bool] = asyncio.Queue()
 
@@ -686,6 +711,54 @@ async def test_stopping_ends_idle_connections_at_once_and_busy_ones_with_their_a
         s.echo.hold.set()
         (answer,) = await busy.rest()
         assert (answer.status, answer.headers["connection"]) == (200, "close")
+
+
+async def test_an_answer_that_is_still_being_read_is_waited_for() -> None:
+    size = 32 << 20
+
+    async def answer(exchange: Exchange) -> None:
+        exchange.respond(200, b"a" * size)
+
+    server = Server(answer)
+    await server.start(host="127.0.0.1", port=0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        writer.write(get(b"/x"))
+        head = await reader.readuntil(b"\r\n\r\n")
+        server.stop_listening()
+        written = asyncio.create_task(server.written())
+        await asyncio.sleep(0)
+        assert not written.done()
+        assert len(await reader.readexactly(size)) == size
+        async with asyncio.timeout(10):
+            await written
+        assert head.startswith(b"HTTP/1.1 200")
+    finally:
+        writer.close()
+        await server.stop()
+
+
+async def test_one_connection_that_cannot_be_looked_at_spares_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("steersman.runtime.gateway.http.server._SWEEP_S", 0.001)
+    looked = asyncio.Event()
+
+    class Odd(ServerProtocol):
+        def check(self, now: float) -> None:
+            raise RuntimeError("the handler is closed")
+
+    class Watched(ServerProtocol):
+        def check(self, now: float) -> None:
+            if len(server.connections) == 1:
+                looked.set()
+
+    async with listening() as it:
+        server = it.server
+        server.connections |= {Odd(server), Watched(server)}
+        async with asyncio.timeout(10):
+            await looked.wait()
+    assert "could not be looked at" in caplog.text
 
 
 async def test_what_was_refused_is_counted_by_status() -> None:

@@ -115,6 +115,11 @@ def test_on_a_full_fleet_everybody_gets_a_share_by_weight() -> None:
     assert sum(admitted(limits, 0, slots=12) for _ in range(20)) == 1  # back to 4 of 12, as soon as it is full again
 
 
+def test_a_fleet_of_which_nothing_is_up_is_not_full() -> None:
+    limits = limiter(FairShares())
+    assert [admitted(limits, 0, slots=0) for _ in range(3)] == [True] * 3
+
+
 def test_nobodys_share_is_less_than_one_request() -> None:
     limits = limiter(FairShares())
     limits.admit(1, 1, 1, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import shutil
@@ -337,6 +338,22 @@ async def test_a_run_folders_bundle_is_watched(tmp_path: Path) -> None:
     watched = Watched(tmp_path / "run")
     export(tmp_path / "run" / "bundle", weights=WEIGHTS + 1)
     assert await watched.look() == 1
+
+
+async def test_a_change_that_cannot_be_handled_does_not_end_the_watch(tmp_path: Path) -> None:
+    path, seen = export(tmp_path / "bundle"), asyncio.Queue[Path]()
+
+    async def changed(path: Path) -> None:
+        seen.put_nowait(path)
+        raise MemoryError
+
+    watching = asyncio.create_task(BundleWatch(path, changed).run(0.0))
+    for step in (1, 2):
+        export(path, weights=WEIGHTS + step)
+        async with asyncio.timeout(10):
+            assert await seen.get() == path
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
 
 
 async def test_a_changed_bundle_is_loaded_and_a_bad_one_is_said_once(tmp_path: Path) -> None:

@@ -7,16 +7,20 @@ import json
 
 import numpy as np
 import pytest
+from aiohttp import web
 from backends import FakeBackend, fleet_of
+from simulated import TENANTS
 
 from steersman.runtime import plugins
 from steersman.runtime.configs import config_files
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, load_fleet
 from steersman.runtime.replica import KIND, Scraped
+from steersman.runtime.replica._health import HealthConfig
 from steersman.runtime.replica._metrics import parse, slots_use
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._text import prompt_text
+from steersman.runtime.scheduler import Scheduler
 
 
 def fleet(backend: dict[str, object] | None, **options: object) -> Fleet:
@@ -75,6 +79,27 @@ def test_wrong_backends_are_told_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def key_of(pool: Pool) -> str:
+    return pool.replicas[0].headers["Authorization"]
+
+
+def test_a_key_may_end_with_the_line_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND_KEY", "sk-1\n")
+    backend = {"kind": "openai", "options": {"url": "http://x", "api_key_env": "BACKEND_KEY"}}
+    assert key_of(Pool(fleet(backend))) == "Bearer sk-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("BACKEND_KEY", "sk-1\nsk-2", "it has odd characters"), ("sk-1", "", "names the environment variable")],
+)
+def test_a_wrong_key_is_not_shown(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND_KEY", value)
+    with pytest.raises(UserError, match=said) as caught:
+        Pool(fleet({"kind": "openai", "options": {"url": "http://x", "api_key_env": name}}))
+    assert "sk-" not in str(caught.value)
+
+
 async def test_a_backend_that_is_not_there_is_told_with_its_address() -> None:
     backend = FakeBackend()
     await backend.start()
@@ -82,6 +107,33 @@ async def test_a_backend_that_is_not_there_is_told_with_its_address() -> None:
     pool = Pool(fleet_of([backend], start_timeout_s=0.01))
     with pytest.raises(UserError, match=f"replica 'r0': {backend.url} does not answer"):
         await pool.start()
+
+
+async def test_a_supplier_is_asked_for_what_it_has_and_no_more_often_than_needed() -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(status=200 if request.path == "/v1/models" else 404)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    served = fleet({"kind": "openai", "options": {"url": url}})
+    pool = Pool(served, HealthConfig(scrape_s=0.5, recheck_s=7.0))
+    try:
+        await pool.start()
+        assert asked == ["/health", "/v1/models"]
+        asked.clear()
+        assert await pool._look(0, Scheduler(served, TENANTS))
+        assert asked == ["/metrics", "/v1/models"]
+        assert pool._pause_s(0) == 7.0
+    finally:
+        await pool.stop()
+        await runner.cleanup()
 
 
 async def test_when_one_replica_does_not_start_the_others_are_stopped() -> None:

@@ -307,6 +307,18 @@ def test_a_client_that_leaves_while_held_attained_if_nothing_was_broken(
     assert (held(s), view["ended"]) == (0, 1)
 
 
+def test_one_whose_deadline_comes_while_it_is_held_missed_its_promise() -> None:
+    s = scheduler(HOLDS)
+    ticket = s.arrive(REQUEST)
+    s.decide(ticket)
+    s.held(ticket)
+    ticket.late = True
+    assert not s.given_up(ticket)
+    assert s.book.tenant_views["attainment"][0] < 1.0
+    assert s.deployment is not None
+    assert (s.deployment.current_arm.attained, s.deployment.current_arm.errors) == (0, 1)
+
+
 def test_a_request_that_is_held_cannot_be_dispatched() -> None:
     s = scheduler(HOLDS)
     ticket = s.arrive(REQUEST)

@@ -32,8 +32,11 @@ class AdminClient:
         """key: the admin key, if the gateway has one.
 
         Raises:
-            UserError: the URL is none of HTTP.
+            UserError: the URL is none of HTTP, or the key none that a header can hold.
         """
+        key = (key or "").strip()  # of a secret's file, with the end of its line
+        if not (key.isascii() and key.isprintable()):  # urllib would show it
+            raise UserError("STEERSMAN_ADMIN_KEY holds no admin key: it has odd characters")
         if urllib.parse.urlsplit(url).scheme not in ("http", "https") or not urllib.parse.urlsplit(url).hostname:
             raise UserError(f"--admin {url!r}: expected a URL such as http://127.0.0.1:8081")
         self._url = url.rstrip("/")

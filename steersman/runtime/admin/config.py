@@ -27,5 +27,5 @@ class AdminConfig(Model):
 
     def key_digest(self) -> str:
         """The SHA-256 of the admin key, hexadecimal; empty: there is none."""
-        key = os.environ.get(KEY_ENV, "")
+        key = os.environ.get(KEY_ENV, "").strip()  # of a secret's file, with the end of its line
         return self.key_sha256 or (hashlib.sha256(key.encode()).hexdigest() if key else "")

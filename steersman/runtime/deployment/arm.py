@@ -24,6 +24,7 @@ class Arm:
     __slots__ = (
         "attained",
         "decisions",
+        "earlier",
         "ended",
         "errors",
         "failures_in_a_row",
@@ -48,10 +49,20 @@ class Arm:
         self.ended = 0  # requests that are over: served, failed, shed or given up
         self.attained = 0  # of these, met both SLOs
         self.errors = 0  # of these, failed: no replica answered them whole
+        self.earlier: Arm | None = None  # of the same policy, and no longer kept: its counts go on
 
     def retire(self) -> None:
         """It decides no more, and lets go of its policy; requests that it decided are still counted."""
         self.score = _retired
+
+    def absorb(self, other: Arm) -> None:
+        """Count what `other` has counted as well."""
+        self.decisions += other.decisions
+        self.fallbacks.update(other.fallbacks)
+        self.times.merge(other.times)
+        self.ended += other.ended
+        self.attained += other.attained
+        self.errors += other.errors
 
     @property
     def failure_rate(self) -> float:

@@ -75,7 +75,7 @@ class Deployment:
         self.fallbacks: Counter[Fallback] = Counter()
         self.changes: Counter[str] = Counter()
         self.events: deque[Event] = deque(maxlen=EVENTS)
-        self.arms: deque[Arm] = deque(maxlen=ARMS)  # the last ones, those in use included
+        self.arms: deque[Arm] = deque()  # the last ARMS, those in use included
         self._rows, self._mask = rows, mask
         self._clock = clock
         self._warm(self.fallback)
@@ -280,6 +280,14 @@ class Deployment:
         self._arm = self._counted(Arm("current", self.current))
 
     def _counted(self, arm: Arm) -> Arm:
+        if len(self.arms) == ARMS:  # the totals of a policy that goes on must not fall
+            oldest = self.arms.popleft()
+            heir = next((a for a in (*self.arms, arm) if (a.version, a.role) == (oldest.version, oldest.role)), None)
+            if heir is not None:
+                if oldest.earlier is not None:
+                    oldest.absorb(oldest.earlier)
+                    oldest.earlier = None
+                heir.earlier = oldest
         self.arms.append(arm)
         return arm
 

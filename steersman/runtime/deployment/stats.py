@@ -83,7 +83,8 @@ def stats(deployment: Deployment) -> DeploymentStats:
     canary, shadow = deployment.canary, deployment.shadow
     by_key: dict[tuple[str, str], list[Arm]] = {}
     for arm in deployment.arms:
-        by_key.setdefault((arm.version, arm.role), []).append(arm)
+        key = (arm.version, arm.role)
+        by_key.setdefault(key, []).extend([arm] if arm.earlier is None else [arm.earlier, arm])
     return DeploymentStats(
         current=deployment.current.version,
         fallback=deployment.fallback.version,
@@ -120,8 +121,8 @@ def _together(arms: list[Arm]) -> ArmStats:
 
 def _times(parts: list[Times]) -> TimesStats:
     whole = Times()
-    whole.counts = [sum(counts) for counts in zip(*(part.counts for part in parts), strict=True)]
-    whole.sum_s = sum(part.sum_s for part in parts)
+    for part in parts:
+        whole.merge(part)
     return TimesStats(whole.count, whole.sum_s, whole.percentile(0.5), whole.percentile(0.99), tuple(whole.counts))
 
 

@@ -21,6 +21,10 @@ class Times:
         self.counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.sum_s += seconds
 
+    def merge(self, other: Times) -> None:
+        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        self.sum_s += other.sum_s
+
     @property
     def count(self) -> int:
         return sum(self.counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from steersman.runtime import archive
 from steersman.runtime.errors import UserError
 
 EVERY_S = 1.0
+_log = logging.getLogger("steersman.gateway")
 
 _Stamp = tuple[tuple[int, int, int], ...] | None
 
@@ -31,7 +33,10 @@ class BundleWatch:
         """Look until cancelled."""
         while True:
             await asyncio.sleep(every_s)
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # whatever a bundle does to those who read it, the next one is looked at
+                _log.exception("%s could not be looked at", self.path)
 
     async def look(self) -> None:
         """Look once."""

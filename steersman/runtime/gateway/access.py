@@ -67,7 +67,7 @@ class Access:
             fleet.zone_mask(tenant.regions, tenant.data_class)
 
     def refresh(self) -> str | None:
-        """Read changed keys. Returns what is wrong with them."""
+        """Read changed keys; fit for another thread. Returns what is wrong with them."""
         if self.keys is None:
             return None
         problem = self.keys.refresh()

@@ -15,13 +15,12 @@ from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
-from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_journal
+from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_caches, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
 from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.guard import Reason
 from steersman.runtime.journal import Journal
-from steersman.runtime.outcomes import Summary
 from steersman.runtime.plugins import nearest
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
@@ -40,6 +39,7 @@ _WHY = {
 EMBEDDINGS = b"/v1/embeddings"
 SERVED = (b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS)
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
+_CLIENTS = ("cancelled", "rejected")  # endings that are the client's doing, and break no promise
 # Failures that may be the end of a replica, and how many of them one request may meet.
 _DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
 
@@ -67,10 +67,11 @@ class Gateway:
         self.access = access
         self.metrics = Metrics(scheduler)
         self.window = Window(scheduler, access.rows)
-        self.last_window: Summary | None = None
         self.inflight = 0
         self.draining = False
+        self.stopping = False  # what is still in flight is cut off by us, not by its client
         self._audit, self._journal = audit, journal
+        self.metrics.add(lambda: of_caches(pool.names, pool.prefix_hit_rate))
         if journal is not None:
             self.metrics.add(lambda: of_journal(journal))
         if audit is not None:
@@ -110,6 +111,7 @@ class Gateway:
         except ApiError as error:
             if exchange.started:
                 raise
+            self.metrics.answered_error(error.status, error.code)
             exchange.fail(error)
 
     async def drained(self) -> None:
@@ -125,8 +127,6 @@ class Gateway:
         """Call about once a second, with the loop's time."""
         self.relay.sweep(now)
         self.window.sample()
-        if self._audit is not None:
-            self._audit.flush()
 
     # What needs no decision
 
@@ -135,8 +135,8 @@ class Gateway:
         if page is None or (exchange.path == b"/metrics" and not self._open_metrics):
             asked = f"{exchange.method.decode()} {exchange.path.decode('latin-1')}"
             raise ApiError(404, f"{asked} is not served here", code="not_found")
-        if exchange.method != b"GET":
-            raise not_allowed(exchange.path, "GET")
+        if exchange.method not in (b"GET", b"HEAD"):
+            raise not_allowed(exchange.path, "GET, HEAD")
         page(exchange)
 
     def _list_models(self, exchange: Exchange) -> None:
@@ -203,7 +203,10 @@ class Gateway:
 
     def leave(self, caller: Caller, ticket: Ticket) -> None:
         """A request that came in is over, whatever became of it."""
-        self.limiter.ended(caller.tenant, ticket.reserved, ticket.used)
+        used = ticket.used
+        if used is None and ticket.seen:  # nobody told, but its tokens were counted as they came
+            used = ticket.request.prompt_tokens + ticket.streamed
+        self.limiter.ended(caller.tenant, ticket.reserved, used)
         self.inflight -= 1
         if not self.inflight:
             self._idle.set()
@@ -250,6 +253,8 @@ class Gateway:
                     raise self._all_failed(failure, suspects)
                 raise self.turned_away(decision, ticket.request)
             scheduler.dispatched(ticket, decision.replica)
+            if tried:
+                self.metrics.retried(tried[-1])
             try:
                 await self.relay.serve(exchange, call, ticket, decision.replica, suspects)
                 return
@@ -257,7 +262,6 @@ class Gateway:
                 failure = error
                 scheduler.withdrawn(ticket)
                 self.metrics.error(decision.replica, error.kind)
-                self.metrics.retried(decision.replica)
                 tried.append(decision.replica)
                 deaths += error.kind in _DEATHS
                 if deaths >= _MOST_DEATHS:  # it may be what kills them
@@ -265,11 +269,26 @@ class Gateway:
                     ticket.used = 0
                     self.ended(ticket, "failed")
                     raise self._all_failed(failure, suspects) from None
-            except BaseException:  # the client left, or the deadline came
-                served = scheduler.ended(ticket, ok=False, left=not ticket.late)
-                if served is not None:
-                    self.ended(ticket, "late" if ticket.late else "cancelled", served)
+            except asyncio.CancelledError:
+                self._broke_off(ticket, self._cause(ticket))
                 raise
+            except ApiError:  # it cannot be put into this replica's words
+                ticket.used = 0
+                self._broke_off(ticket, "rejected")
+                raise
+            except BaseException:  # a bug of ours
+                self._broke_off(ticket, "failed")
+                raise
+
+    def _cause(self, ticket: Ticket) -> str:
+        """Why the task of a request was cancelled: its deadline came, the gateway stops, or its client left."""
+        return "late" if ticket.late else "unended" if self.stopping else "cancelled"
+
+    def _broke_off(self, ticket: Ticket, outcome: str) -> None:
+        """A dispatched request ends before its replica answered, or while it did."""
+        served = self.scheduler.ended(ticket, ok=False, left=outcome in _CLIENTS)
+        if served is not None:
+            self.ended(ticket, outcome, served)
 
     async def decided(
         self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()
@@ -306,10 +325,10 @@ class Gateway:
         """Let a request wait until it is to be decided anew."""
         try:
             await asyncio.sleep(self.scheduler.held(ticket))
-        except asyncio.CancelledError:  # the client left, or the deadline came
+        except asyncio.CancelledError:
             ticket.used = 0
-            attained = self.scheduler.given_up(ticket) and not ticket.late
-            self.ended(ticket, "late" if ticket.late else "cancelled", attained=attained)
+            attained = self.scheduler.given_up(ticket)
+            self.ended(ticket, self._cause(ticket), attained=attained)
             raise
         self.scheduler.resumed(ticket)
 
@@ -317,9 +336,7 @@ class Gateway:
         """A replica has answered a request, or broke off."""
         request, replica = ticket.request, ticket.replica
         ok = outcome == "done"
-        # What a replica rejects (4xx) is the client's doing, and breaks no promise.
-        left = outcome == "rejected"
-        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left)
+        served = self.scheduler.ended(ticket, ok, usage.completion_tokens if usage else None, left=outcome in _CLIENTS)
         self.ended(ticket, outcome, served, cached_tokens=usage.cached_tokens if usage else None)
         if outcome == "rejected":
             ticket.used = 0
@@ -341,9 +358,9 @@ class Gateway:
     ) -> None:
         """A request is over; once for each. It is counted, and goes to the window and the journal.
 
-        outcome: done, shed, refused, failed, rejected (by a replica), cancelled or late. served: how it fared
-        on its replica; attained: whether its promise was kept, where that does not say. cached_tokens: of its prompt,
-        as the replica tells.
+        outcome: done, shed, refused, failed, rejected (by a replica), cancelled, late or unended (the gateway stopped).
+        served: how it fared on its replica; attained: whether its promise was kept, where that does not say.
+        cached_tokens: of its prompt, as the replica tells.
         """
         self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
         self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
@@ -352,6 +369,8 @@ class Gateway:
             self._journal.over(ticket, outcome, served, attained=attained, cached_tokens=cached)
 
     def _live_request(self, caller: Caller, call: Call) -> LiveRequest:
+        if call.model is None and len(self._models) > 1:  # any would do for the scheduler, but not for who asks
+            raise ApiError(400, f"the body needs 'model', one of: {', '.join(self._models)}", param="model")
         model = -1 if call.model is None else self._models.get(call.model, -2)
         if model == -2:
             asked = str(call.model)[:_NAME_CHARS]
@@ -422,4 +441,6 @@ class Gateway:
 
 def not_allowed(path: bytes, method: str) -> ApiError:
     """The answer to another method than the one that a path takes."""
-    return ApiError(405, f"{path.decode()} takes {method}", code="method_not_allowed", headers={"Allow": method})
+    return ApiError(
+        405, f"{path.decode()} takes {method.partition(',')[0]}", code="method_not_allowed", headers={"Allow": method}
+    )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +35,10 @@ class AuditConfig(Model):
 
 
 class Audit:
-    """An audit log that is written to. Lines gather in memory and are written about once a second, by `flush`."""
+    """An audit log that is written to. Lines gather in memory and are written about once a second, by `flush`.
+
+    `decided` is for the event loop, `flush` for another thread: a disk may take its time.
+    """
 
     def __init__(self, config: AuditConfig, fleet: Fleet) -> None:
         """
@@ -45,13 +50,19 @@ class Audit:
         self._zones = fleet.zones
         self._zone_of = [Zone(g.region, frozenset(g.data_classes)) for g in fleet.groups]
         self._waiting: list[dict[str, Any]] = []
+        self._flushing = threading.Lock()
         self.failed = 0  # writes that failed; what they held is tried again
         try:
-            self._last = _last_hash(config.file)
+            self._last = _last_hash(config.file) or _last_hash(_last_closed(config.file)) or START
             with config.file.open("ab"):
                 pass
         except OSError as error:
             raise UserError(f"audit: {config.file} cannot be written: {error.strerror or error}") from None
+
+    @property
+    def waiting(self) -> int:
+        """Lines that are not written yet."""
+        return len(self._waiting)
 
     def decided(
         self, request_id: bytes, tenant: str, mask: int, data_class: str | None, kind: Kind, replica: int, policy: str
@@ -77,10 +88,15 @@ class Audit:
 
     def flush(self) -> None:
         """Write what has gathered. A disk that is full is tried again at the next call; nothing is dropped."""
-        if not self._waiting:
+        with self._flushing:
+            self._write(len(self._waiting))
+
+    def _write(self, count: int) -> None:
+        """Write the first `count` lines that wait; more may come meanwhile."""
+        if not count:
             return
         lines, last = [], self._last
-        for fields in self._waiting:
+        for fields in self._waiting[:count]:
             line = orjson.dumps({**fields, "before": last})
             last = hashlib.sha256(line).hexdigest()
             lines.append(line + b"\n")
@@ -100,12 +116,23 @@ class Audit:
         except OSError:
             self.failed += 1
             return
-        self._last, self._waiting = last, []
+        self._last = last
+        del self._waiting[:count]
 
     def _rotate(self) -> None:
         file = self._config.file
-        taken = [int(p.suffix[1:]) for p in file.parent.glob(file.name + ".*") if p.suffix[1:].isdigit()]
-        os.replace(file, file.with_name(f"{file.name}.{max(taken, default=0) + 1}"))
+        last = _number(_last_closed(file))
+        os.replace(file, file.with_name(f"{file.name}.{1 if last == math.inf else last + 1:.0f}"))
+
+
+def _last_closed(file: Path) -> Path:
+    """The last file that was closed before `file`; `file` itself where there is none."""
+    return max((p for p in file.parent.glob(file.name + ".*") if _number(p) < math.inf), key=_number, default=file)
+
+
+def _number(path: Path) -> float:
+    """Of a file that is closed; infinite: the one that is written to."""
+    return float(path.suffix[1:]) if path.suffix[1:].isdecimal() else math.inf
 
 
 class Checked(NamedTuple):
@@ -117,13 +144,15 @@ class Checked(NamedTuple):
 
 
 def check(files: Sequence[Path]) -> Checked:
-    """Verify a chain of audit files, in the order in which they were written.
+    """Verify the files of an audit log: those that were closed by their numbers, then the one that is written to.
+
+    What a chain cannot show: that lines are missing before its first one, or after its last one.
 
     Raises:
         UserError: a file cannot be read, or the chain is broken: names the file and the line.
     """
     before, count, dispatched, violations = None, 0, 0, 0
-    for path, number, line in _lines(files):
+    for path, number, line in _lines(sorted(files, key=_number)):
         try:
             fields = json.loads(line)
             stated = fields["before"]
@@ -152,9 +181,9 @@ def _lines(files: Sequence[Path]) -> Iterator[tuple[Path, int, bytes]]:
 
 
 def _last_hash(path: Path) -> str:
-    """The hash that the next line must state."""
+    """Of the file's last line; empty where there is none."""
     if not path.exists() or not path.stat().st_size:
-        return START
+        return ""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 65536))
         tail = file.read()

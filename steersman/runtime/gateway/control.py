@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -60,8 +59,7 @@ class Control:
         """The end of `start`."""
         if self._watching is not None:
             self._watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watching
+            await asyncio.gather(self._watching, return_exceptions=True)  # what follows stops replicas
         await self._runner.cleanup()
 
 
@@ -71,12 +69,16 @@ def check_reach(config: AdminConfig) -> None:
     Raises:
         UserError: it has no key, and would listen beyond loopback.
     """
-    try:
-        loopback = config.host == "localhost" or ipaddress.ip_address(config.host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback and not config.key_digest():
+    if not is_loopback(config.host) and not config.key_digest():
         raise UserError(
             f"admin.host {config.host!r}: beyond loopback the admin API needs a key; "
             f"set admin.key_sha256, or {KEY_ENV} in the environment"
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

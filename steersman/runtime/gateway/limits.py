@@ -85,7 +85,8 @@ class Limiter:
         limits, name = self._limits[tenant], self._names[tenant]
         if limits.concurrent is not None and self.open[tenant] >= limits.concurrent:
             raise OverLimit("concurrent", f"tenant {name!r} has {limits.concurrent} requests open, its limit", 1.0)
-        if self._fair is not None and self.total >= self._fair.full_at * slots:
+        # A fleet of which nothing is up is not full: that is said by who looks for a replica.
+        if self._fair is not None and slots and self.total >= self._fair.full_at * slots:
             share = self._share(tenant) * slots * self._fair.full_at
             if self.open[tenant] >= max(1.0, share):
                 raise OverLimit(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -88,6 +88,19 @@ def of_journal(journal: Journal) -> Iterator[Metric]:
     yield GaugeMetricFamily("steersman_journal_bytes", "Size of the journal's files", journal.bytes)
 
 
+def of_caches(names: Sequence[str], hit_rates: Sequence[float]) -> Iterator[Metric]:
+    """What engines say of their prefix caches; of those that do not, nothing."""
+    family = GaugeMetricFamily(
+        "steersman_engine_prefix_hit_rate",
+        "Share of prompt tokens that an engine had cached so far",
+        labels=("replica",),
+    )
+    for name, rate in zip(names, hit_rates, strict=True):
+        if rate == rate:
+            family.add_metric((name,), rate)
+    yield family
+
+
 def of_audit(audit: Audit) -> Iterator[Metric]:
     """What an audit log counts."""
     family = CounterMetricFamily("steersman_audit_failures", "Writes of the audit log that failed and are tried again")
@@ -129,6 +142,9 @@ class Metrics(Collector):
         self._tokens = Counts("output_tokens", "Output tokens", "replica")
         self._errors = Counts("errors", "Failed attempts by replica and kind", "replica", "kind")
         self._limited = Counts("limited", "Requests over a tenant's limits, by limit", "tenant", "limit")
+        self._answered_errors = Counts(
+            "answered_errors", "Errors that clients were answered with, by status and code", "status", "code"
+        )
         self._retries = Counts("retries", "Attempts after one that failed, by the replica that failed", "replica")
         for tenant in self._tenants:
             self._attained.add(tenant, by=0.0)
@@ -181,6 +197,10 @@ class Metrics(Collector):
         """A request was turned away because its tenant is over a limit."""
         self._limited.add(tenant, limit)
 
+    def answered_error(self, status: int, code: str | None) -> None:
+        """A client was answered with an error of the gateway's own, whether its request was let in or not."""
+        self._answered_errors.add(str(status), code or "")
+
     def error(self, replica: int, kind: str) -> None:
         """An attempt on a replica failed.
 
@@ -204,6 +224,7 @@ class Metrics(Collector):
             self._tokens,
             self._errors,
             self._limited,
+            self._answered_errors,
             self._retries,
         ):
             yield counts.metric()

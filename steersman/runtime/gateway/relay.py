@@ -268,6 +268,10 @@ class Attempt:
     def _event_bytes(self, data: bytes) -> None:
         counter, ticket, scheduler, exchange = self._counter, self._ticket, self._relay.scheduler, self._exchange
         tokens = counter.feed(data)
+        if counter.failed and not exchange.started:  # as if it had given that status
+            name = self._relay.pool.names[self._replica]
+            self._fail(AttemptFailed("status", f"{name} gave an error in place of a stream"))
+            return
         if tokens:
             if not ticket.streamed:
                 scheduler.first_token(ticket)
@@ -275,8 +279,11 @@ class Attempt:
             scheduler.streamed(ticket, tokens)
         if counter.done and ticket.stage is not Stage.OVER:
             # Before the client has it: one that leaves at [DONE] was served in full.
-            self._relay.pool.answered(self._replica, self._sent_s)
-            self._relay.over(ticket, self._call, "done", counter.usage)
+            if counter.failed:  # the replica lives, and the request may be at fault: it speaks for neither
+                self._relay.metrics.error(self._replica, "status")
+            else:
+                self._relay.pool.answered(self._replica, self._sent_s)
+            self._relay.over(ticket, self._call, "failed" if counter.failed else "done", counter.usage)
         if not exchange.started:
             exchange.start(200, self._lines)
             if exchange.protocol.stalled and self._connection is not None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.config import GatewayConfig
-from steersman.runtime.gateway.control import Control, Policies, check_reach
+from steersman.runtime.gateway.control import Control, Policies, check_reach, is_loopback
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
@@ -42,7 +43,9 @@ from steersman.runtime.scheduler import Scheduler
 if TYPE_CHECKING:
     from steersman.runtime.gateway.ext_proc.server import PickerServer
 
+CHORES_S = 1.0
 WINDOW_S = 10.0  # of what the board shows
+_log = logging.getLogger("steersman.gateway")
 
 Board = Callable[[Summary, dict[str, float]], object]
 
@@ -58,7 +61,7 @@ class Recorders(NamedTuple):
 _SAID = {
     Status.UP: "up again, and takes its full share",
     Status.DOWN: "down",
-    Status.OPEN: "failing requests: it gets none for a while",
+    Status.OPEN: "failing requests, or asked for patience: it gets none for a while",
     Status.RAMPING: "up again, and starts slowly",
     Status.DRAINING: "draining: it gets no new requests",
 }
@@ -137,7 +140,7 @@ def _listen_for_admin(config: AdminConfig | None, console: Console) -> socket.so
     try:
         return _listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
     except UserError as error:
-        console.print(f"no admin API: {error}", highlight=False)
+        _say(console, f"no admin API: {error}")
         return None
 
 
@@ -206,9 +209,7 @@ async def _serve(
             open_metrics=access.keys is None,
         )
         pool.on_change = _told(gateway, pool, console)
-        control = Control(
-            config.admin or AdminConfig(), policies, gateway, lambda said: console.print(said, highlight=False)
-        )
+        control = Control(config.admin or AdminConfig(), policies, gateway, lambda said: _say(console, said))
         await control.start(admin_listener)
         server = Server(gateway.handle, _bounded(config.http, console))
         clients = server
@@ -221,25 +222,25 @@ async def _serve(
         _settle_memory()
         started = True
         _announce(console, listener, scheduler, tls is not None)
+        if (open_to := _open_to(config)) is not None:
+            _say(console, open_to)
         if admin_listener is not None:
-            console.print(
-                f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy", highlight=False
-            )
+            _say(console, f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy")
         if config.ext_proc is not None and picker is not None:
-            console.print(f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)", highlight=False)
+            _say(console, f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)")
         await stop.wait()
         gateway.draining = True
         server.stop_listening()
         if gateway.inflight:
-            console.print(
-                f"draining {gateway.inflight} requests, at most {config.drain_s:g} s; Ctrl-C again stops at once",
-                highlight=False,
-            )
+            most = f"at most {config.drain_s:g} s; Ctrl-C again stops at once"
+            _say(console, f"draining {gateway.inflight} requests, {most}")
         try:
             async with asyncio.timeout(config.drain_s):
                 await gateway.drained()
+                await server.written()
         except TimeoutError:
-            console.print(f"{gateway.inflight} requests did not end in time", highlight=False)
+            late = f"{gateway.inflight} requests did not end" if gateway.inflight else "some clients did not read"
+            _say(console, f"{late} in time")
     except asyncio.CancelledError:
         if not signals:
             raise
@@ -250,6 +251,8 @@ async def _serve(
             signal.signal(number, signal.SIG_IGN)
         if chores is not None:
             chores.cancel()
+        if gateway is not None:
+            gateway.stopping = True
         if control is not None:
             await control.stop()
         if server is not None:
@@ -260,13 +263,21 @@ async def _serve(
             gateway.relay.close()
         if recorders.audit is not None:
             recorders.audit.flush()
+            if recorders.audit.waiting:
+                _say(console, f"audit: the last {recorders.audit.waiting} lines could not be written, and are lost")
         if recorders.journal is not None:
             await asyncio.to_thread(recorders.journal.close)
         await pool.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
-            console.print("stopped", highlight=False)
+            _say(console, "stopped")
+
+
+def _say(console: Console, sentence: str) -> None:
+    """Tell the operator, if that can be done: serving goes on with a full disk, or when who read the pipe has left."""
+    with contextlib.suppress(OSError, SystemExit):  # at a broken pipe, rich would end the process
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _picker(config: GatewayConfig) -> PickerServer | None:
@@ -287,7 +298,7 @@ def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
     if most is None or most >= limits.connections:
         return limits
     if "connections" in limits.model_fields_set:
-        console.print(f"http.connections: the limit on open files (ulimit -n) allows {most}", highlight=False)
+        _say(console, f"http.connections: the limit on open files (ulimit -n) allows {most}")
     return limits.model_copy(update={"connections": most})
 
 
@@ -306,7 +317,7 @@ def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Stat
 
     def changed(replica: int, status: Status) -> None:
         gateway.replica_changed(replica, status)
-        console.print(f"replica {pool.names[replica]} is {_SAID[status]}", highlight=False)
+        _say(console, f"replica {pool.names[replica]} is {_SAID[status]}")
 
     return changed
 
@@ -317,24 +328,29 @@ async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: 
     assert gateway.scheduler.deployment is not None
     scalars, watched_s = Scalars(gateway.scheduler.deployment), loop.time()
     while True:
-        await asyncio.sleep(1.0)
-        gateway.sweep(loop.time())
-        for refreshed in (access.refresh, tls.refresh if tls else None):
-            problem = refreshed() if refreshed is not None else None
-            if problem is not None:
-                console.print(f"{problem}; what was read before stays in use", highlight=False)
-        if loop.time() - watched_s >= WINDOW_S:
-            watched_s = loop.time()
-            await asyncio.to_thread(_show, gateway, gateway.window.take(), scalars.take(), recorders.board)
+        await asyncio.sleep(CHORES_S)
+        try:
+            gateway.sweep(loop.time())
+            if recorders.audit is not None:
+                await asyncio.to_thread(recorders.audit.flush)
+            # Thousands of keys take seconds to parse; a certificate is not changed while it may be in use.
+            for problem in (await asyncio.to_thread(access.refresh), tls.refresh() if tls else None):
+                if problem is not None:
+                    _say(console, f"{problem}; what was read before stays in use")
+            if loop.time() - watched_s >= WINDOW_S:
+                watched_s = loop.time()
+                gathered, curves = gateway.window.take(), scalars.take()
+                if recorders.board is not None:
+                    await asyncio.to_thread(_show, gateway, gathered, curves, recorders.board)
+        except Exception:  # a board on a full disk, say: time limits, keys and audit must not end with it
+            _log.exception("a chore failed, and is done again")
 
 
-def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board | None) -> None:
+def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board) -> None:
     policy = gateway.scheduler.policy
     summary = gateway.window.summary(gathered, policy.name if policy is not None else "")
     if summary is not None:
-        gateway.last_window = summary
-        if board is not None:
-            board(summary, more)
+        board(summary, more)
 
 
 async def _start(pool: Pool, console: Console) -> None:
@@ -352,9 +368,16 @@ async def _start(pool: Pool, console: Console) -> None:
             done: dict[str, Any] = {"total": 1, "completed": 1} if text == "up" else {}
             progress.update(rows[replica], description=text, **done)
             if not console.is_terminal:
-                console.print(f"{pool.names[replica]}: {text}", highlight=False)
+                _say(console, f"{pool.names[replica]}: {text}")
 
         await pool.start(told)
+
+
+def _open_to(config: GatewayConfig) -> str | None:
+    """What an operator should know of who may ask; None: nothing."""
+    if config.keys is not None or is_loopback(config.host):
+        return None
+    return f"no keys: whoever reaches {config.host} may ask, for any tenant; `steersman keys add` makes keys"
 
 
 def _url(listener: socket.socket, secure: bool) -> str:

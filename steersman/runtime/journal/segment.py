@@ -37,7 +37,7 @@ class Ending(StrEnum):
     FAILED = "failed"
     SHED = "shed"
     REFUSED = "refused"  # the guard allowed no replica
-    REJECTED = "rejected"  # by a limit
+    REJECTED = "rejected"  # by its replica (4xx)
     LATE = "late"  # its deadline came first
 
 

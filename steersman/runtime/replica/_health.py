@@ -18,7 +18,9 @@ class HealthConfig(Model):
     """How replicas are watched."""
 
     scrape_s: float = Field(default=0.5, gt=0, description="between two readings of a replica's metrics")
-    recheck_s: float = Field(default=1.0, gt=0, description="between two looks at a replica that is down")
+    recheck_s: float = Field(
+        default=1.0, gt=0, description="between two looks at a replica that is down or has no metrics"
+    )
     failures_to_open: int = Field(
         default=3, ge=1, description="failed attempts that open the breaker; two answers make up for one"
     )

@@ -47,9 +47,11 @@ class Pool:
         self.names = fleet.names
         self.replicas = [open_replica(n, g) for n, g in zip(fleet.names, fleet.groups, strict=True)]
         self.health = [Health(self.config, g.max_num_seqs) for g in fleet.groups]
+        self._speaks = [True] * len(self.replicas)  # it has metrics that are known
         self.prefix_hit_rate = [math.nan] * len(self.replicas)  # as the engines report it
         self.on_change: Callable[[int, Status], None] = lambda _r, _status: None
         self._status = [Status.UP] * len(self.replicas)
+        self._lost_cache = [False] * len(self.replicas)  # not well since it last took requests
         self._session: aiohttp.ClientSession | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._pulse: Pulse | None = None
@@ -100,20 +102,33 @@ class Pool:
         self._watches = [asyncio.create_task(self._watch(i, scheduler)) for i in range(len(self.replicas))]
 
     async def _watch(self, index: int, scheduler: Scheduler) -> None:
-        health, loop = self.health[index], asyncio.get_running_loop()
-        assert self._pulse is not None
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.config.scrape_s if health.healthy else self.config.recheck_s):
+                async with asyncio.timeout(self._pause_s(index)):
                     await self._recheck[index].wait()
             self._recheck[index].clear()
+            try:
+                await self._update(index, scheduler)
+            except Exception:  # without its watch, a replica that is down would stay so
+                _log.exception("replica %s could not be watched", self.names[index])
+
+    async def _update(self, index: int, scheduler: Scheduler) -> None:
+        """Look at a replica, and tell the scheduler how it is."""
+        health, loop = self.health[index], asyncio.get_running_loop()
+        assert self._pulse is not None
+        began_s = loop.time()
+        well = await self._look(index, scheduler)
+        while not well and self._pulse.stopped_since(began_s):  # it may have answered: look again
             began_s = loop.time()
             well = await self._look(index, scheduler)
-            while not well and self._pulse.stopped_since(began_s):  # it may have answered: look again
-                began_s = loop.time()
-                well = await self._look(index, scheduler)
-            health.looked(scheduler.now, well)
-            self._apply(index)
+        health.looked(scheduler.now, well)
+        self._lost_cache[index] |= not well
+        self._apply(index)
+
+    def _pause_s(self, index: int) -> float:
+        """Until a replica is looked at again. One that only says whether it is well is not asked as often."""
+        speaks = self.health[index].healthy and self._speaks[index]
+        return self.config.scrape_s if speaks else self.config.recheck_s
 
     async def _look(self, index: int, scheduler: Scheduler) -> bool:
         """Read a replica's metrics, and say whether it is well."""
@@ -125,7 +140,10 @@ class Pool:
 
     async def _read(self, index: int, scheduler: Scheduler) -> bool:
         replica, health = self.replicas[index], self.health[index]
-        figures = await replica.scrape(self.session) if health.healthy else None
+        figures = None
+        if health.healthy:
+            figures = await replica.scrape(self.session)
+            self._speaks[index] = figures is not None
         if figures is not None:
             scheduler.scraped(index, figures.running, figures.waiting, figures.kv_use)
             self.prefix_hit_rate[index] = figures.prefix_hit_rate
@@ -139,8 +157,10 @@ class Pool:
             return
         now, health = self._scheduler.now, self.health[index]
         status, before = health.status(now), self._status[index]
-        # One that was only drained, or had its breaker open, still has its cache.
-        self._scheduler.set_up(index, status in (Status.UP, Status.RAMPING), kept_cache=before is not Status.DOWN)
+        up = status in (Status.UP, Status.RAMPING)
+        # One that was only drained, or had its breaker open, still has its cache; not if it was started anew meanwhile.
+        self._scheduler.set_up(index, up, kept_cache=not self._lost_cache[index])
+        self._lost_cache[index] &= not up
         self._scheduler.set_cap(index, health.cap(now))
         self._status[index] = status
         if status is not before:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeGuard
 import orjson
 
 _LONGEST_LINE = 4 << 20
+# How engines begin an event that tells of a failure, after the status 200 has gone out.
+_ERROR = re.compile(rb'\{"(?:error":|object": ?"error")')
 _NO_USAGE = re.compile(rb'"usage": ?null')
 
 
@@ -54,6 +56,7 @@ class EventCounter:
     def __init__(self) -> None:
         self.tokens = 0
         self.done = False  # saw `data: [DONE]`
+        self.failed = False  # saw an event that tells of an error
         self.usage: Usage | None = None
         self._rest = b""
 
@@ -68,6 +71,7 @@ class EventCounter:
             and b'"usage":' not in chunk
             and b'"delta":{}' not in chunk
             and b"[DONE]" not in chunk
+            and b'"error"' not in chunk
         ):  # whole events with text, which most are
             self.tokens += 1 + chunk.count(b"\ndata:")
             return self.tokens - before
@@ -87,6 +91,8 @@ class EventCounter:
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self.done = True
+        elif _ERROR.match(data):
+            self.failed = True
         elif self.tokens and b'"delta":{}' not in data and (b'"usage":' not in data or _NO_USAGE.search(data)):
             self.tokens += 1
         else:

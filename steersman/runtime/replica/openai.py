@@ -36,13 +36,17 @@ class OpenAIBackend(Model):
         """The replica `name`.
 
         Raises:
-            UserError: the environment variable of its key is not set.
+            UserError: the environment variable of its key is not set, or holds none.
         """
         headers = {}
         if self.api_key_env is not None:
-            key = os.environ.get(self.api_key_env)
+            if not self.api_key_env.isidentifier():  # most likely the key itself, which is not shown
+                raise UserError(f"replica {name!r}: api_key_env names the environment variable, not the key itself")
+            key = os.environ.get(self.api_key_env, "").strip()  # of a secret's file, with the end of its line
             if not key:
                 raise UserError(f"replica {name!r}: environment variable {self.api_key_env} (its API key) is not set")
+            if not (key.isascii() and key.isprintable()):
+                raise UserError(f"replica {name!r}: {self.api_key_env} holds no API key: it has odd characters")
             headers["Authorization"] = f"Bearer {key}"
         return OpenAIReplica(name, self, headers)
 
@@ -54,6 +58,8 @@ class OpenAIReplica:
         self.name = name
         self._options = options
         self._headers = headers
+        # Who has no /health is asked for its models; what answered comes first.
+        self._asked: tuple[str, ...] = ("/health", "/v1/models")
 
     @property
     def base_url(self) -> str:
@@ -83,14 +89,15 @@ class OpenAIReplica:
         return await self._problem(session) is None
 
     async def _problem(self, session: aiohttp.ClientSession) -> str | None:
-        """What is wrong, or None. Servers without /health are asked for their models."""
+        """What is wrong, or None."""
         problem = "no answer"
-        for path in ("/health", "/v1/models"):
+        for path in self._asked:
             try:
                 async with session.get(
                     self.base_url + path, headers=self._headers, timeout=aiohttp.ClientTimeout(total=2.0)
                 ) as response:
                     if response.status == 200:
+                        self._asked = (path, *(other for other in self._asked if other != path))
                         return None
                     problem = f"{path} gave status {response.status}"
                     if response.status != 404:

@@ -66,7 +66,7 @@ def _traffic(_: Path, folder: Path) -> Traffic:
     refused = ending == CODES[Ending.REFUSED]
     out = {
         "that no replica could take": refused & ~recording.down,
-        "that a limit rejected": ending == CODES[Ending.REJECTED],
+        "that a replica rejected": ending == CODES[Ending.REJECTED],
         "that were not over when a gateway stopped": ending == CODES[Ending.UNENDED],
     }
     kept = ~np.logical_or.reduce(list(out.values()))

@@ -23,6 +23,7 @@ _BACKLOG_CONNECTIONS = 1024  # that wait to be accepted: asyncio's 100 would mak
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
 _BACKLOG_REQUESTS = 32
 _SWEEP_S = 1.0  # between two looks at who is too slow
+_WRITTEN_S = 0.02  # between two looks at whether all is written
 _LATE_S = 2.5  # since the last look: this process stood still, and has not read yet what came meanwhile
 _FLOOD_REQUESTS = 1024  # that came at once: not even the rest of what was read is looked at
 _NAME_LIMIT = 128  # characters of a client's own X-Request-Id
@@ -165,7 +166,9 @@ class Server:
         """Listen; arguments as those of `loop.create_server`."""
         options: dict[str, Any] = {"backlog": _BACKLOG_CONNECTIONS, **where}
         if options.get("ssl") is not None:
-            options |= {"ssl_handshake_timeout": self.limits.head_timeout_s, "ssl_shutdown_timeout": _LINGER_S}
+            # Shutting down TLS includes writing what is left of an answer.
+            limits = self.limits
+            options |= {"ssl_handshake_timeout": limits.head_timeout_s, "ssl_shutdown_timeout": limits.write_timeout_s}
         self._listener = await self.loop.create_server(lambda: ServerProtocol(self), **options)
         self._sweeper = self.loop.create_task(self._sweep())
 
@@ -181,6 +184,11 @@ class Server:
             self._listener.close()
         for connection in list(self.connections):
             connection.wind_up()
+
+    async def written(self) -> None:
+        """Returns when no client is still reading its last answer."""
+        while any(connection.closing for connection in self.connections):
+            await asyncio.sleep(_WRITTEN_S)
 
     async def stop(self) -> None:
         """End every connection now."""
@@ -208,7 +216,15 @@ class Server:
             late = now - before >= _LATE_S and not late  # always late is no excuse
             if not late:
                 for connection in list(self.connections):
-                    connection.check(now)
+                    self._check(connection, now)
+
+    def _check(self, connection: ServerProtocol, now: float) -> None:
+        try:
+            connection.check(now)
+        except Exception:  # of its transport: the others' time limits hold
+            _log.exception("a connection could not be looked at, and is ended")
+            self.connections.discard(connection)
+            connection.abort()
 
 
 class ServerProtocol(asyncio.Protocol):
@@ -307,6 +323,11 @@ class ServerProtocol(asyncio.Protocol):
     def stalled(self) -> bool:
         """Whether the client reads slower than it is written to."""
         return self._stalled_at > 0.0
+
+    @property
+    def closing(self) -> bool:
+        """Whether it ends once the client has read the rest of its answer."""
+        return self.transport is not None and self.transport.is_closing()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -456,7 +477,7 @@ class ServerProtocol(asyncio.Protocol):
         if not exchange.done:  # it broke off: the client must not take it for whole
             transport.abort()
         elif exchange.close:
-            transport.close()
+            self._close()
         else:
             self._next()
 
@@ -470,7 +491,7 @@ class ServerProtocol(asyncio.Protocol):
         elif self._refused:
             self._send_refusal()
         elif self.server.closing:
-            transport.close()
+            self._close()
         else:
             self._since, self._ahead_bytes = self.server.loop.time(), 0
             if self._continue:
@@ -511,7 +532,7 @@ class ServerProtocol(asyncio.Protocol):
         exchange.close, self.old = True, False
         exchange.fail(error)
         if not transport.can_write_eof():  # TLS
-            transport.close()
+            self._close()
             return
         # Closing with bytes unread resets the connection, and the client may lose the answer.
         transport.write_eof()
@@ -529,6 +550,9 @@ class ServerProtocol(asyncio.Protocol):
             return
         if self._stalled_at and now - self._stalled_at > limits.write_timeout_s:
             transport.abort()
+        elif self.closing:
+            if now - self._since > limits.write_timeout_s:
+                transport.abort()
         elif self.current is not None or self._queue or self._refusal is not None:
             return
         elif self._refused:
@@ -541,13 +565,19 @@ class ServerProtocol(asyncio.Protocol):
             if now - self._since > limits.head_timeout_s:
                 self._refuse(408, "the head did not come in time")
         elif now - self._since > limits.idle_timeout_s:
-            transport.close()
+            self._close()
 
     def wind_up(self) -> None:
         """The server takes no new requests."""
         if self.current is not None:
             self.current.close = True
-        elif self.transport is not None and self._in_head and not self._head_bytes:  # else a request is coming in
+        elif self._in_head and not self._head_bytes:  # else a request is coming in
+            self._close()
+
+    def _close(self) -> None:
+        """End the connection once the client has all that was written to it."""
+        self._since = self.server.loop.time()
+        if self.transport is not None:
             self.transport.close()
 
     def abort(self) -> None:

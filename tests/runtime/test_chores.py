@@ -1,0 +1,94 @@
+"""What the gateway does beside requests, and says to its operator."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from backends import Prefer, serving
+from rich.console import Console
+
+from steersman.runtime.gateway import run
+from steersman.runtime.gateway.config import GatewayConfig
+from steersman.runtime.outcomes import Summary
+
+
+async def test_a_board_that_cannot_be_written_does_not_end_the_chores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CHORES_S", 0.001)
+    monkeypatch.setattr(run, "WINDOW_S", 0.0)
+    loop, again, calls = asyncio.get_running_loop(), asyncio.Event(), list[float]()
+
+    def board(_summary: Summary, _more: dict[str, float]) -> None:
+        calls.append(0.0)
+        if len(calls) > 1:
+            loop.call_soon_threadsafe(again.set)
+        raise OSError(28, "No space left on device")
+
+    async with serving(Prefer(0), 1) as s:
+        console = Console(file=io.StringIO())
+        chores = asyncio.create_task(
+            run._chores(s.gateway, s.gateway.access, None, run.Recorders(board=board), console)
+        )
+        async with asyncio.timeout(10):
+            await again.wait()
+        chores.cancel()
+        await asyncio.gather(chores, return_exceptions=True)
+
+
+async def test_keys_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CHORES_S", 0.001)
+    read_by: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    async with serving(Prefer(0), 1) as s:
+
+        def refresh() -> None:
+            loop.call_soon_threadsafe(read_by.put_nowait, threading.get_ident())
+
+        monkeypatch.setattr(s.gateway.access, "refresh", refresh)
+        chores = asyncio.create_task(
+            run._chores(s.gateway, s.gateway.access, None, run.Recorders(), Console(file=io.StringIO()))
+        )
+        async with asyncio.timeout(10):
+            assert await read_by.get() != threading.get_ident()
+        chores.cancel()
+        await asyncio.gather(chores, return_exceptions=True)
+
+
+class Broken(io.StringIO):
+    """What nobody can write to."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, _text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space left on device")])
+def test_a_gateway_that_cannot_tell_goes_on(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr("sys.stdout", out)  # rich redirects it, and exits
+        run._say(Console(file=Broken(error)), "replica r0 is down")
+
+
+def test_what_is_told_is_one_line_as_it_is() -> None:
+    told = io.StringIO()
+    run._say(Console(file=told, width=20), "replica a[/b] is up again, and takes its full share")
+    assert told.getvalue() == "replica a[/b] is up again, and takes its full share\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "warned"),
+    [
+        ({}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "0.0.0.0", "keys": "keys.yaml"}, False),
+        ({"host": "::1"}, False),
+    ],
+)
+def test_a_gateway_that_is_open_to_others_says_so(asked: dict[str, str], warned: bool) -> None:
+    assert (run._open_to(GatewayConfig.model_validate(asked)) is not None) == warned
