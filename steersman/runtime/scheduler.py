@@ -347,6 +347,17 @@ class Scheduler:
             router.settle(self._a, ticket.request.tenant, False)
             self._over(ticket, attained=False, failed=ticket.attempts > 0)
 
+    def abandoned(self, ticket: Ticket) -> bool:
+        """Something of ours failed on a request: one that is not over ends as missed. Returns whether it was not."""
+        if ticket.stage is Stage.OVER:
+            return False
+        self.resumed(ticket)
+        if ticket.stage is Stage.WAITING:
+            self.shed(ticket)
+        else:
+            self.ended(ticket, ok=False)
+        return True
+
     # Replicas
 
     def scraped(self, replica: int, running: float, waiting: float, kv_use: float) -> None:

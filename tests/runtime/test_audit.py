@@ -12,6 +12,7 @@ from backends import Prefer, serving
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
+from steersman.runtime.gateway import app
 from steersman.runtime.gateway.access import GatewayTenant
 from steersman.runtime.gateway.audit import Audit, AuditConfig, check
 from steersman.runtime.ticket import Kind
@@ -141,3 +142,18 @@ async def test_a_request_with_a_rule_is_logged_and_goes_only_where_it_may(tmp_pa
         assert not s.backends[0].bodies
     log.flush()
     assert check([path]) == (3, 2, 0)
+
+
+async def test_what_cannot_be_recorded_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "AUDIT_LINES", 1)
+    tenants = {"bank": GatewayTenant.model_validate({"slo": {"ttft_s": 1, "tpot_s": 1}, "data_class": "pii"})}
+    log = audit_of(tmp_path / "audit.jsonl")
+    async with serving(Prefer(1, 0), fleet=FLEET, tenants=tenants, audit=log) as s:
+        statuses = []
+        for _ in range(3):
+            async with s.client.post("/v1/completions", json=BODY) as response:
+                statuses.append(response.status)
+        assert statuses == [200, 200, 503]
+        log.flush()
+        async with s.client.post("/v1/completions", json=BODY) as response:
+            assert response.status == 200

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from steersman.runtime.gateway import run
 from steersman.runtime.gateway.config import GatewayConfig
+from steersman.runtime.gateway.window import Window
 from steersman.runtime.outcomes import Summary
 
 
@@ -28,6 +29,7 @@ async def test_a_board_that_cannot_be_written_does_not_end_the_chores(monkeypatc
         raise OSError(28, "No space left on device")
 
     async with serving(Prefer(0), 1) as s:
+        s.gateway.window = Window(s.gateway.scheduler, s.gateway.access.rows)
         console = Console(file=io.StringIO())
         chores = asyncio.create_task(
             run._chores(s.gateway, s.gateway.access, None, run.Recorders(board=board), console)

@@ -579,3 +579,26 @@ async def test_a_request_whose_replica_failed_may_be_held_before_it_goes_to_anot
             assert response.headers["X-Steersman-Replica"] == "r1"
         assert s.metric("decisions_total", replica="hold", policy="cautious") >= 1
         assert [len(backend.bodies) for backend in s.backends] == [1, 1]
+
+
+async def test_a_gateway_that_will_stop_says_so_and_goes_on_serving() -> None:
+    async with serving(Prefer(0, 1)) as s:
+        s.gateway.leaving = True
+        async with s.client.get("/health") as response:
+            assert response.status == 503
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("broken", ["decide", "dispatched"])
+async def test_a_bug_of_the_gateway_leaves_no_request_open(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving(Prefer(0, 1)) as s:
+        monkeypatch.setattr(s.gateway.scheduler, broken, fails)
+        async with s.client.post(PATH, json=BODY) as response:
+            assert response.status == 500
+        await s.idle()
+        assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
+        assert s.gateway.scheduler.book.tenant_views["ended"][0] == 1

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
+from simulated import TENANTS
 from test_scheduler import Clock, Fixed, counts, scheduler
 
+from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.limits import Bucket
-from steersman.runtime.replica import _pulse
+from steersman.runtime.replica import _pool, _pulse
 from steersman.runtime.replica._health import Health, HealthConfig, Status
+from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._pulse import Pulse
+from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Kind, LiveRequest
 
 CONFIG = HealthConfig(failures_to_open=3, backoff_s=1.0, ramp_s=10.0)
@@ -137,3 +142,34 @@ async def test_a_loop_that_stood_still_is_noticed(monkeypatch: pytest.MonkeyPatc
         assert not pulse.stopped_since(loop.time())
     finally:
         pulse.close()
+
+
+async def test_a_look_that_is_only_slow_counts_when_the_next_one_is_slow_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_pool, "SLOW_S", 0.0)
+    fleet = Fleet.model_validate(
+        {
+            "description": "For tests.",
+            "replicas": [
+                {
+                    "name": "r",
+                    "profile": "llama-3.1-8b-h100-bf16",
+                    "kv_tokens": 20000,
+                    "backend": {"kind": "openai", "options": {"url": "http://127.0.0.1:9"}},
+                }
+            ],
+        }
+    )
+    pool = Pool(fleet)
+    looks = iter([False, True, False, False])
+
+    async def look(index: int, scheduler: object) -> bool:
+        return next(looks)
+
+    monkeypatch.setattr(pool, "_look", look)
+    monkeypatch.setattr(pool, "_pulse", SimpleNamespace(stopped_since=lambda _: False, close=lambda: None))
+    pool.attach(Scheduler(fleet, TENANTS))
+    seen = []
+    for _ in range(4):
+        await pool._update(0, pool._scheduler)  # type: ignore[arg-type]
+        seen.append(pool.status(0))
+    assert seen == [Status.UP, Status.UP, Status.UP, Status.DOWN]

@@ -39,6 +39,7 @@ _WHY = {
 EMBEDDINGS = b"/v1/embeddings"
 SERVED = (b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS)
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
+AUDIT_LINES = 10_000  # that wait to be written before requests with a rule are refused
 _CLIENTS = ("cancelled", "rejected")  # endings that are the client's doing, and break no promise
 # Failures that may be the end of a replica, and how many of them one request may meet.
 _DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
@@ -59,6 +60,7 @@ class Gateway:
         fair: FairShares | None = None,
         audit: Audit | None = None,
         journal: Journal | None = None,
+        window: Window | None = None,
         open_metrics: bool = True,
     ) -> None:
         """open_metrics: /metrics is served here, to anybody."""
@@ -66,9 +68,10 @@ class Gateway:
         self.pool = pool
         self.access = access
         self.metrics = Metrics(scheduler)
-        self.window = Window(scheduler, access.rows)
+        self.window = window
         self.inflight = 0
-        self.draining = False
+        self.leaving = False  # it will stop soon, and says so at /health
+        self.draining = False  # it takes no more requests
         self.stopping = False  # what is still in flight is cut off by us, not by its client
         self._audit, self._journal = audit, journal
         self.metrics.add(lambda: of_caches(pool.names, pool.prefix_hit_rate))
@@ -126,7 +129,8 @@ class Gateway:
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
         self.relay.sweep(now)
-        self.window.sample()
+        if self.window is not None:
+            self.window.sample()
 
     # What needs no decision
 
@@ -156,7 +160,7 @@ class Gateway:
     def health(self) -> dict[str, object]:
         """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
-        status = "draining" if self.draining else "ok" if any(up.values()) else "no replica is up"
+        status = "draining" if self.draining or self.leaving else "ok" if any(up.values()) else "no replica is up"
         return {"status": status, "replicas": up}
 
     def _health(self, exchange: Exchange) -> None:
@@ -175,6 +179,10 @@ class Gateway:
             deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
         try:
             await self._decide_and_serve(exchange, caller, call, ticket)
+        except Exception:
+            if self.scheduler.abandoned(ticket):
+                self.ended(ticket, "failed")
+            raise
         except asyncio.CancelledError:
             if not ticket.late or exchange.started:
                 raise
@@ -195,6 +203,13 @@ class Gateway:
         if self.draining:
             raise ApiError(503, "the gateway is shutting down", code="draining", headers={"Retry-After": "5"})
         caller = self.access.caller(headers)
+        if self._audit is not None and caller.regions and self._audit.waiting > AUDIT_LINES:
+            raise ApiError(
+                503,
+                "where this request's data goes cannot be recorded now; try again later",
+                code="audit_unavailable",
+                headers={"Retry-After": "30"},
+            )
         call = read_call(body, path == EMBEDDINGS)
         ticket = self._admit(caller, self._live_request(caller, call))
         self.inflight += 1
@@ -363,7 +378,8 @@ class Gateway:
         cached_tokens: of its prompt, as the replica tells.
         """
         self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
-        self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
+        if self.window is not None:
+            self.window.over(ticket, outcome, served, attained, cached_tokens or 0)
         if self._journal is not None:
             cached = -1 if cached_tokens is None else cached_tokens
             self._journal.over(ticket, outcome, served, attained=attained, cached_tokens=cached)

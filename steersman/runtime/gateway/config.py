@@ -39,6 +39,9 @@ class GatewayConfig(Model):
     journal: JournalConfig | None = Field(default=None, description="where decisions and outcomes are recorded")
     policy_limit_s: float = Field(default=1e-3, gt=0, description="a slower decision is the fallback's")
     admin: AdminConfig | None = Field(default=None, description="without: on its default port, if that is free")
+    drain_notice_s: float = Field(
+        default=0.0, ge=0, description="once it is to stop: that /health says so first, for load balancers that ask it"
+    )
     drain_s: float = Field(default=30.0, ge=0, description="that requests in flight may take once it is to stop")
 
     @model_validator(mode="after")

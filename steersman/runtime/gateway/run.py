@@ -32,7 +32,7 @@ from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
 from steersman.runtime.gateway.tls import Tls
-from steersman.runtime.gateway.window import Gathered
+from steersman.runtime.gateway.window import Gathered, Window
 from steersman.runtime.journal import Journal
 from steersman.runtime.outcomes import Summary
 from steersman.runtime.policy import Policy
@@ -206,6 +206,7 @@ async def _serve(
             fair=config.fair_shares,
             audit=recorders.audit,
             journal=recorders.journal,
+            window=None if recorders.board is None else Window(scheduler, access.rows),
             open_metrics=access.keys is None,
         )
         pool.on_change = _told(gateway, pool, console)
@@ -229,6 +230,10 @@ async def _serve(
         if config.ext_proc is not None and picker is not None:
             _say(console, f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)")
         await stop.wait()
+        gateway.leaving = True
+        if config.drain_notice_s:
+            _say(console, f"/health says so for {config.drain_notice_s:g} s; then no new requests")
+            await asyncio.sleep(config.drain_notice_s)
         gateway.draining = True
         server.stop_listening()
         if gateway.inflight:
@@ -249,29 +254,34 @@ async def _serve(
             loop.remove_signal_handler(number)
             # What follows is bounded and must not be cut short by an impatient third Ctrl-C.
             signal.signal(number, signal.SIG_IGN)
-        if chores is not None:
-            chores.cancel()
-        if gateway is not None:
-            gateway.stopping = True
-        if control is not None:
-            await control.stop()
-        if server is not None:
-            await server.stop()
-        if picker is not None:
-            await picker.stop()
-        if gateway is not None:
-            gateway.relay.close()
-        if recorders.audit is not None:
-            recorders.audit.flush()
-            if recorders.audit.waiting:
-                _say(console, f"audit: the last {recorders.audit.waiting} lines could not be written, and are lost")
-        if recorders.journal is not None:
-            await asyncio.to_thread(recorders.journal.close)
-        await pool.stop()
+        async with contextlib.AsyncExitStack() as last:  # in reverse; one that fails keeps none of the others
+            last.push_async_callback(pool.stop)
+            if recorders.journal is not None:
+                last.push_async_callback(asyncio.to_thread, recorders.journal.close)
+            if recorders.audit is not None:
+                last.callback(_last_lines, recorders.audit, console)
+            if gateway is not None:
+                last.callback(gateway.relay.close)
+            if picker is not None:
+                last.push_async_callback(picker.stop)
+            if server is not None:
+                last.push_async_callback(server.stop)
+            if control is not None:
+                last.push_async_callback(control.stop)
+            if gateway is not None:
+                gateway.stopping = True
+            if chores is not None:
+                chores.cancel()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
             _say(console, "stopped")
+
+
+def _last_lines(audit: Audit, console: Console) -> None:
+    audit.flush()
+    if audit.waiting:
+        _say(console, f"audit: the last {audit.waiting} lines could not be written, and are lost")
 
 
 def _say(console: Console, sentence: str) -> None:
@@ -339,16 +349,22 @@ async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: 
                     _say(console, f"{problem}; what was read before stays in use")
             if loop.time() - watched_s >= WINDOW_S:
                 watched_s = loop.time()
-                gathered, curves = gateway.window.take(), scalars.take()
-                if recorders.board is not None:
-                    await asyncio.to_thread(_show, gateway, gathered, curves, recorders.board)
+                if gateway.window is not None and recorders.board is not None:
+                    policy = gateway.scheduler.policy
+                    await asyncio.to_thread(
+                        _show,
+                        gateway.window,
+                        gateway.window.take(),
+                        policy.name if policy is not None else "",
+                        scalars.take(),
+                        recorders.board,
+                    )
         except Exception:  # a board on a full disk, say: time limits, keys and audit must not end with it
             _log.exception("a chore failed, and is done again")
 
 
-def _show(gateway: Gateway, gathered: Gathered, more: dict[str, float], board: Board) -> None:
-    policy = gateway.scheduler.policy
-    summary = gateway.window.summary(gathered, policy.name if policy is not None else "")
+def _show(window: Window, gathered: Gathered, policy: str, more: dict[str, float], board: Board) -> None:
+    summary = window.summary(gathered, policy)
     if summary is not None:
         board(summary, more)
 

@@ -21,6 +21,8 @@ from steersman.runtime.scheduler import Scheduler
 
 _log = logging.getLogger("steersman.pool")
 
+SLOW_S = 0.9  # that a look without an answer took, rather than one that was refused
+
 
 def open_replica(name: str, group: ReplicaGroup) -> Replica:
     """The live replica that a group's `backend` describes, not started.
@@ -55,6 +57,7 @@ class Pool:
         self._session: aiohttp.ClientSession | None = None
         self._watches: list[asyncio.Task[None]] = []
         self._pulse: Pulse | None = None
+        self._slow = [False] * len(self.replicas)  # the last look found no answer in time
         self._recheck = [asyncio.Event() for _ in self.replicas]
         self._scheduler: Scheduler | None = None
 
@@ -118,6 +121,11 @@ class Pool:
         assert self._pulse is not None
         began_s = loop.time()
         well = await self._look(index, scheduler)
+        if not well and loop.time() - began_s >= SLOW_S and not self._slow[index]:
+            self._slow[index] = True  # it may only be busy; one that is gone says so at once
+            self._recheck[index].set()
+            return
+        self._slow[index] = False
         while not well and self._pulse.stopped_since(began_s):  # it may have answered: look again
             began_s = loop.time()
             well = await self._look(index, scheduler)

@@ -94,7 +94,7 @@ class OpenAIReplica:
         for path in self._asked:
             try:
                 async with session.get(
-                    self.base_url + path, headers=self._headers, timeout=aiohttp.ClientTimeout(total=2.0)
+                    self.base_url + path, headers=self._headers, timeout=aiohttp.ClientTimeout(total=1.0)
                 ) as response:
                     if response.status == 200:
                         self._asked = (path, *(other for other in self._asked if other != path))
@@ -107,7 +107,7 @@ class OpenAIReplica:
             except (aiohttp.ClientError, OSError) as error:
                 return str(error) or type(error).__name__
             except TimeoutError:
-                return "no answer within 2 s"
+                return "no answer within 1 s"
         return problem
 
     async def scrape(self, session: aiohttp.ClientSession) -> Scraped | None:

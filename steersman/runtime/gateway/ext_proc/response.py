@@ -111,7 +111,7 @@ class Response:
                 tokens -= 1
             scheduler.streamed(ticket, tokens)
         if counter.done:
-            self.over("done")
+            self.over("failed" if counter.failed else "done")
 
     def _moved(self, endpoint: str | None) -> None:
         """The proxy says which endpoint served: after a retry of its own that is another replica than was picked."""

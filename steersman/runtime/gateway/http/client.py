@@ -6,6 +6,7 @@ A `Receiver` is told of the answer as it comes: its head, pieces of its body, it
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -16,6 +17,9 @@ import httptools
 KEEP_S = 4.0
 CONNECT_S = 3.0
 _HEAD_LIMIT = 64 << 10
+
+
+_log = logging.getLogger("steersman.gateway")
 
 
 class Broken(Exception):
@@ -240,6 +244,8 @@ class Connection(asyncio.Protocol):
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if isinstance(error, httptools.HttpParserCallbackError):
+                _log.error("the gateway failed on an answer", exc_info=error.__context__)
             self._pass_on()
             self._broke(f"its answer is not valid HTTP ({error})")
             self.abort()
