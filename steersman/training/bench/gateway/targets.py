@@ -117,7 +117,7 @@ def _steersman(policy: str, options: Sequence[str]) -> Command:
         fleet = folder / "fleet.yaml"
         fleet.write_text(yaml.safe_dump(fleet_of(backends)))
         serve = [sys.executable, "-m", "steersman.cli", "serve", "--host", "127.0.0.1", "--port", str(port)]
-        serve += ["--fleet", str(fleet), "--policy", policy]
+        serve += ["--fleet", str(fleet), "--policy", policy, "--journal", str(folder / "journal")]
         return [*serve, *(option.replace("{folder}", str(folder)) for option in options)]
 
     return command
