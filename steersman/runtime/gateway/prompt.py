@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ BLOCK_TOKENS = 64  # what that stands for before anything was learnt
 _VALUES = 2_000_000  # of a body, about
 _PARTS = 32_768  # messages, and parts of their contents
 _BLOCKS = 16_384  # that are told apart: a million tokens
-_KEY = secrets.token_bytes(16)  # identities mean nothing outside this process
+_KEY = secrets.randbits(62)  # identities mean nothing outside this process
 
 
 class Call(NamedTuple):
@@ -73,15 +72,19 @@ def read_call(body: bytes, embeds: bool = False) -> Call:
 
 
 def prefix_keys(text: bytes) -> np.ndarray:
-    """int64 identities of the full blocks of `text`: equal where all text up to a block's end is equal."""
-    if len(text) < BLOCK_BYTES:
+    """int64 identities of the full blocks of `text`: equal where all text up to a block's end is equal.
+
+    Each is Python's hash (SipHash, keyed anew by each process) of a block and the identity before it; the first one of
+    a secret of our own, for who has switched that key off.
+    """
+    count = min(_BLOCKS, len(text) // BLOCK_BYTES)
+    if not count:
         return NO_KEYS
-    running = hashlib.blake2b(digest_size=8, key=_KEY)
-    keys = np.empty(min(_BLOCKS, len(text) // BLOCK_BYTES), np.int64)
-    for i in range(len(keys)):
-        running.update(text[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES])
-        keys[i] = int.from_bytes(running.copy().digest(), "little", signed=True)
-    return keys
+    keys, before = [], _KEY
+    for end in range(BLOCK_BYTES, (count + 1) * BLOCK_BYTES, BLOCK_BYTES):
+        before = hash((before, text[end - BLOCK_BYTES : end]))
+        keys.append(before)
+    return np.array(keys, np.int64)
 
 
 def _field(data: dict[str, Any], name: str, types: tuple[type, ...], default: Any) -> Any:
