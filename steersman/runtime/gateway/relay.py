@@ -303,12 +303,13 @@ class Attempt:
             body = b"".join(self._parts)
             ok = self._status == 200
             self._relay.pool.answered(self._replica, self._sent_s)  # the head alone is no answer yet
-            usage = usage_of(body) if ok else None
-            self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage)
             if self._exchange.started:
                 self._exchange.finish()
             else:
                 self._exchange.respond(self._status, body, self._lines, content_type=b"")
+            # Counted once the client has it: it need not wait for that.
+            usage = usage_of(body) if ok else None
+            self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage)
         self._future.set_result(None)
 
     def broke(self, error: Broken) -> None:
