@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     def close(self) -> None:
-        if self.transport is not None:
+        if self.usable and self.transport is not None:
             self.transport.close()
 
     def pause(self, paused: bool) -> None:

@@ -577,7 +577,8 @@ class ServerProtocol(asyncio.Protocol):
     def _close(self) -> None:
         """End the connection once the client has all that was written to it."""
         self._since = self.server.loop.time()
-        if self.transport is not None:
+        # Once only: asyncio's TLS transport cannot be aborted any more after a second close.
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.close()
 
     def abort(self) -> None:
