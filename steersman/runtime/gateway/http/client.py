@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
                     self.pause(False)
                 self.upstream.release(self)
             else:
-                transport.close()
+                self.close()
         if receiver is not None:
             receiver.end()
 
