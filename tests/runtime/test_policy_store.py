@@ -232,8 +232,9 @@ async def test_a_bundle_can_look_on_first_then_decide_some_then_all(tmp_path: Pa
 
 async def test_what_decides_already_is_not_deployed_again(tmp_path: Path) -> None:
     it = deployer()
-    version = (await it.push_zip(zipped(tmp_path), "current")).version
-    assert (await it.push_zip(zipped(tmp_path), "current")).sentence == f"{version} decides already"
+    data = zipped(tmp_path)
+    version = (await it.push_zip(data, "current")).version
+    assert (await it.push_zip(data, "current")).sentence == f"{version} decides already"
     assert versions(it.deployment) == (version, ["jsed"])
 
 
