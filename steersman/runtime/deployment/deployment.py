@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from steersman.runtime.deployment.arm import Arm
+from steersman.runtime.deployment.ask import ask
 from steersman.runtime.deployment.canary import Canary, CanaryBounds
-from steersman.runtime.deployment.judge import NOT_FINITE, choose, judge
-from steersman.runtime.deployment.release import Release, Unusable, release_of, told_by
+from steersman.runtime.deployment.judge import choose
+from steersman.runtime.deployment.release import Release, release_of
 from steersman.runtime.deployment.shadow import Later, Shadow
 from steersman.runtime.errors import UserError
 from steersman.runtime.policy import Policy
@@ -94,20 +95,8 @@ class Deployment:
         """Who decides `ticket`, as rows and mask show it, and what."""
         arm = self._arm if self.canary is None else self._arm_of(ticket, self.canary)
         ticket.arm = arm
-        scores, failure, said, candidate = None, None, "", -1
         started = self._clock()
-        try:
-            scores = _array(arm.score(self._rows, self._mask), np.float64)
-            if scores.shape == self._mask.shape:
-                candidate = judge(self._rows, self._mask, scores)
-                if candidate < 0:
-                    failure = Fallback.NOT_FINITE if candidate == NOT_FINITE else Fallback.RANGE
-            else:
-                failure = Fallback.SHAPE
-        except Unusable as error:
-            failure, said = error.reason, str(error)
-        except Exception as error:  # whatever a policy throws, requests go on
-            failure, said = Fallback.ERROR, told_by(error)
+        candidate, scores, failure, said = ask(arm.score, (self._rows, self._mask), self._rows, self._mask)
         elapsed = self._clock() - started
         if failure is None and elapsed > self.limit_s:
             failure, said = Fallback.SLOW, f"slow ({1e3 * elapsed:.2g} ms)"

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steersman.runtime.deployment.judge import NOT_FINITE, judge
-from steersman.runtime.deployment.release import Release, Unusable, told_by
+from steersman.runtime.deployment.ask import ask
+from steersman.runtime.deployment.release import Release
 from steersman.runtime.deployment.times import Times
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.ticket import Fallback
@@ -91,20 +91,10 @@ class Shadow:
 
     def _score(self, situation: _Situation) -> None:
         self._rows[:], self._mask[:] = situation.rows, situation.mask
-        choice, failure, said = -1, None, ""
         started = self._clock()
-        try:
-            scores = np.ascontiguousarray(self.release.policy.score(self._rows, self._mask), np.float64)
-            if scores.shape == situation.mask.shape:
-                choice = judge(situation.rows, situation.mask, scores)
-                if choice < 0:
-                    failure = Fallback.NOT_FINITE if choice == NOT_FINITE else Fallback.RANGE
-            else:
-                failure = Fallback.SHAPE
-        except Unusable as error:
-            failure, said = error.reason, str(error)
-        except Exception as error:  # whatever it throws, it only watches
-            failure, said = Fallback.ERROR, told_by(error)
+        choice, _, failure, said = ask(
+            self.release.policy.score, (self._rows, self._mask), situation.rows, situation.mask
+        )
         elapsed = self._clock() - started
         self.times.add(elapsed)
         if failure is None and elapsed > self._limit_s:

@@ -63,6 +63,7 @@ class Access:
                 self.rows[f"{name}/{slo_name}"] = tenant.model_copy(update={"slo": slo})
         self._places = {name: i for i, name in enumerate(self.rows)}
         self._known: dict[tuple[bytes | None, ...], Caller] = {}
+        self._known_by = None if keys is None else keys.table
         for tenant in tenants.values():  # what is wrong in the file is said at the start
             fleet.zone_mask(tenant.regions, tenant.data_class)
 
@@ -70,9 +71,7 @@ class Access:
         """Read changed keys; fit for another thread. Returns what is wrong with them."""
         if self.keys is None:
             return None
-        problem = self.keys.refresh()
-        self._known.clear()
-        return problem
+        return self.keys.refresh()
 
     def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
         """Who sends a request with `headers`.
@@ -80,6 +79,8 @@ class Access:
         Raises:
             ApiError: 401 without a known key, 400 with what is wrong in which header.
         """
+        if self.keys is not None and self.keys.table is not self._known_by:
+            self._known, self._known_by = {}, self.keys.table
         get = headers.get
         given = tuple(map(get, _HEADERS))
         known = self._known.get(given)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Callable, Collection, Mapping
 
 from steersman.runtime.gateway.access import Access, Caller
@@ -416,7 +415,7 @@ class Gateway:
                 503,
                 f"the fleet cannot keep its promise to tenant {list(self.access.rows)[live.tenant]!r} now; try again",
                 code="shed",
-                headers={"Retry-After": str(math.ceil(min(60.0, decision.retry_after_s)))},
+                headers=retry_after(decision.retry_after_s),
             )
         if set(decision.reasons) <= {Reason.CONTEXT, Reason.MODEL} and Reason.CONTEXT in decision.reasons:
             return ApiError(

@@ -43,14 +43,15 @@ class Keys:
         self.path = path
         self._tenants = tenants
         self._stamp = _stamp(path)
-        self._tenant_of = self._read()
+        # By hash; another object once the file was read anew.
+        self.table = self._read()
 
     def tenant(self, authorization: bytes) -> str | None:
         """The tenant of the header `Authorization: Bearer KEY`, or None where the key is not known."""
         scheme, _, key = authorization.partition(b" ")
         if scheme.lower() != b"bearer":
             return None
-        return self._tenant_of.get(hashlib.sha256(key.strip()).hexdigest())
+        return self.table.get(hashlib.sha256(key.strip()).hexdigest())
 
     def refresh(self) -> str | None:
         """Read the file again if it has changed. Returns what is wrong with it; then the old keys stay."""
@@ -59,7 +60,7 @@ class Keys:
             return None
         self._stamp = stamp
         try:
-            self._tenant_of = self._read()
+            self.table = self._read()
         except UserError as error:
             return str(error)
         return None

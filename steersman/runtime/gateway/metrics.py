@@ -130,7 +130,6 @@ class Metrics(Collector):
         )
         self._shed = Counts("shed", "Requests turned away by the policy", "tenant", "policy")
         self._refused = Counts("refused", "Requests that no replica may take, by reason", "reason")
-        self._fallbacks = Counts("fallbacks", "Decisions of the fallback heuristic, by reason", "reason")
         self._decision_s = Histogram("decision_seconds", "Time that the policy took to score", _DECISION_S)
         self._ttft_s = Histogram("ttft_seconds", "Arrival to first token, streams only", _TTFT_S, "tenant")
         self._tpot_s = Histogram(
@@ -166,8 +165,6 @@ class Metrics(Collector):
                 self._refused.add(reason.name.lower())
             return
         self._decision_s.observe(decision.decision_s)
-        if decision.fallback is not None:
-            self._fallbacks.add(decision.fallback)
         if kind is Kind.DISPATCH:
             self._decisions.add(self._names[decision.replica], decision.policy)
         elif kind is Kind.HOLD:
@@ -218,7 +215,6 @@ class Metrics(Collector):
             self._decisions,
             self._shed,
             self._refused,
-            self._fallbacks,
             self._requests,
             self._attained,
             self._tokens,
@@ -231,6 +227,12 @@ class Metrics(Collector):
         for histogram in (self._decision_s, self._ttft_s, self._tpot_s, self._e2e_s):
             yield histogram.metric()
         scheduler = self._scheduler
+        fallbacks = CounterMetricFamily(
+            "steersman_fallbacks", "Decisions of the fallback heuristic, by reason", labels=("reason",)
+        )
+        for reason, count in scheduler.fallbacks.items():
+            fallbacks.add_metric((reason,), count)
+        yield fallbacks
         yield GaugeMetricFamily(
             "steersman_held", "Requests that wait at the gateway now", float(scheduler.book.fleet["held"][0])
         )
