@@ -11,15 +11,15 @@ import pytest
 from backends import Prefer, serving
 from rich.console import Console
 
-from steersman.runtime.gateway import run
+from steersman.runtime.gateway import chores, terminal
 from steersman.runtime.gateway.config import GatewayConfig
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.outcomes import Summary
 
 
 async def test_a_board_that_cannot_be_written_does_not_end_the_chores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CHORES_S", 0.001)
-    monkeypatch.setattr(run, "WINDOW_S", 0.0)
+    monkeypatch.setattr(chores, "CHORES_S", 0.001)
+    monkeypatch.setattr(chores, "WINDOW_S", 0.0)
     loop, again, calls = asyncio.get_running_loop(), asyncio.Event(), list[float]()
 
     def board(_summary: Summary, _more: dict[str, float]) -> None:
@@ -31,17 +31,17 @@ async def test_a_board_that_cannot_be_written_does_not_end_the_chores(monkeypatc
     async with serving(Prefer(0), 1) as s:
         s.gateway.window = Window(s.gateway.scheduler, s.gateway.access.rows)
         console = Console(file=io.StringIO())
-        chores = asyncio.create_task(
-            run._chores(s.gateway, s.gateway.access, None, run.Recorders(board=board), console)
+        task = asyncio.create_task(
+            chores.chores(s.gateway, s.gateway.access, None, chores.Recorders(board=board), console)
         )
         async with asyncio.timeout(10):
             await again.wait()
-        chores.cancel()
-        await asyncio.gather(chores, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_keys_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CHORES_S", 0.001)
+    monkeypatch.setattr(chores, "CHORES_S", 0.001)
     read_by: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     async with serving(Prefer(0), 1) as s:
@@ -50,13 +50,13 @@ async def test_keys_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPat
             loop.call_soon_threadsafe(read_by.put_nowait, threading.get_ident())
 
         monkeypatch.setattr(s.gateway.access, "refresh", refresh)
-        chores = asyncio.create_task(
-            run._chores(s.gateway, s.gateway.access, None, run.Recorders(), Console(file=io.StringIO()))
+        task = asyncio.create_task(
+            chores.chores(s.gateway, s.gateway.access, None, chores.Recorders(), Console(file=io.StringIO()))
         )
         async with asyncio.timeout(10):
             assert await read_by.get() != threading.get_ident()
-        chores.cancel()
-        await asyncio.gather(chores, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Broken(io.StringIO):
@@ -74,12 +74,12 @@ class Broken(io.StringIO):
 def test_a_gateway_that_cannot_tell_goes_on(error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "out").open("w") as out:
         monkeypatch.setattr("sys.stdout", out)  # rich redirects it, and exits
-        run._say(Console(file=Broken(error)), "replica r0 is down")
+        terminal.say(Console(file=Broken(error)), "replica r0 is down")
 
 
 def test_what_is_told_is_one_line_as_it_is() -> None:
     told = io.StringIO()
-    run._say(Console(file=told, width=20), "replica a[/b] is up again, and takes its full share")
+    terminal.say(Console(file=told, width=20), "replica a[/b] is up again, and takes its full share")
     assert told.getvalue() == "replica a[/b] is up again, and takes its full share\n"
 
 
@@ -93,4 +93,4 @@ def test_what_is_told_is_one_line_as_it_is() -> None:
     ],
 )
 def test_a_gateway_that_is_open_to_others_says_so(asked: dict[str, str], warned: bool) -> None:
-    assert (run._open_to(GatewayConfig.model_validate(asked)) is not None) == warned
+    assert (terminal.open_to(GatewayConfig.model_validate(asked)) is not None) == warned

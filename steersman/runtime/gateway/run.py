@@ -6,65 +6,39 @@ import asyncio
 import contextlib
 import errno
 import gc
-import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from steersman.runtime.admin.config import AdminConfig
-from steersman.runtime.deployment.scalars import Scalars
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import Access, GatewayTenant
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.audit import Audit
+from steersman.runtime.gateway.chores import Board, Recorders, chores
 from steersman.runtime.gateway.config import GatewayConfig
-from steersman.runtime.gateway.control import Control, Policies, check_reach, is_loopback
+from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
+from steersman.runtime.gateway.terminal import announce, on_change, open_to, say, start, url_of
 from steersman.runtime.gateway.tls import Tls
-from steersman.runtime.gateway.window import Gathered, Window
+from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
-from steersman.runtime.outcomes import Summary
 from steersman.runtime.policy import Policy
-from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from steersman.runtime.gateway.ext_proc.server import PickerServer
-
-CHORES_S = 1.0
-WINDOW_S = 10.0  # of what the board shows
-_log = logging.getLogger("steersman.gateway")
-
-Board = Callable[[Summary, dict[str, float]], object]
-
-
-class Recorders(NamedTuple):
-    """What keeps a record of the service."""
-
-    audit: Audit | None = None
-    journal: Journal | None = None
-    board: Board | None = None
-
-
-_SAID = {
-    Status.UP: "up again, and takes its full share",
-    Status.DOWN: "down",
-    Status.OPEN: "failing requests, or asked for patience: it gets none for a while",
-    Status.RAMPING: "up again, and starts slowly",
-    Status.DRAINING: "draining: it gets no new requests",
-}
 
 
 def serve(
@@ -140,7 +114,7 @@ def _listen_for_admin(config: AdminConfig | None, console: Console) -> socket.so
     try:
         return _listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
     except UserError as error:
-        _say(console, f"no admin API: {error}")
+        say(console, f"no admin API: {error}")
         return None
 
 
@@ -193,12 +167,12 @@ async def _serve(
     started = False
     server: Server | None = None
     picker: PickerServer | None = None
-    chores: asyncio.Task[None] | None = None
+    every_second: asyncio.Task[None] | None = None
     gateway: Gateway | None = None
     control: Control | None = None
     try:
         picker = _picker(config)
-        await _start(pool, console)
+        await start(pool, console)
         gateway = Gateway(
             scheduler,
             pool,
@@ -209,8 +183,8 @@ async def _serve(
             window=None if recorders.board is None else Window(scheduler, access.rows),
             open_metrics=access.keys is None,
         )
-        pool.on_change = _told(gateway, pool, console)
-        control = Control(config.admin or AdminConfig(), policies, gateway, lambda said: _say(console, said))
+        pool.on_change = on_change(gateway, pool, console)
+        control = Control(config.admin or AdminConfig(), policies, gateway, lambda said: say(console, said))
         await control.start(admin_listener)
         server = Server(gateway.handle, _bounded(config.http, console))
         clients = server
@@ -219,33 +193,33 @@ async def _serve(
         pool.watch(scheduler)
         if picker is not None:
             await picker.start(gateway)
-        chores = asyncio.create_task(_chores(gateway, access, tls, recorders, console))
+        every_second = asyncio.create_task(chores(gateway, access, tls, recorders, console))
         _settle_memory()
         started = True
-        _announce(console, listener, scheduler, tls is not None)
-        if (open_to := _open_to(config)) is not None:
-            _say(console, open_to)
+        announce(console, listener, scheduler, tls is not None)
+        if (warning := open_to(config)) is not None:
+            say(console, warning)
         if admin_listener is not None:
-            _say(console, f"admin API on {_url(admin_listener, False)}: steersman top, steersman policy")
+            say(console, f"admin API on {url_of(admin_listener, False)}: steersman top, steersman policy")
         if config.ext_proc is not None and picker is not None:
-            _say(console, f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)")
+            say(console, f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)")
         await stop.wait()
         gateway.leaving = True
         if config.drain_notice_s:
-            _say(console, f"/health says so for {config.drain_notice_s:g} s; then no new requests")
+            say(console, f"/health says so for {config.drain_notice_s:g} s; then no new requests")
             await asyncio.sleep(config.drain_notice_s)
         gateway.draining = True
         server.stop_listening()
         if gateway.inflight:
             most = f"at most {config.drain_s:g} s; Ctrl-C again stops at once"
-            _say(console, f"draining {gateway.inflight} requests, {most}")
+            say(console, f"draining {gateway.inflight} requests, {most}")
         try:
             async with asyncio.timeout(config.drain_s):
                 await gateway.drained()
                 await server.written()
         except TimeoutError:
             late = f"{gateway.inflight} requests did not end" if gateway.inflight else "some clients did not read"
-            _say(console, f"{late} in time")
+            say(console, f"{late} in time")
     except asyncio.CancelledError:
         if not signals:
             raise
@@ -270,24 +244,12 @@ async def _serve(
                 last.push_async_callback(control.stop)
             if gateway is not None:
                 gateway.stopping = True
-            if chores is not None:
-                chores.cancel()
+            if every_second is not None:
+                every_second.cancel()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
-            _say(console, "stopped")
-
-
-def _last_lines(audit: Audit, console: Console) -> None:
-    audit.flush()
-    if audit.waiting:
-        _say(console, f"audit: the last {audit.waiting} lines could not be written, and are lost")
-
-
-def _say(console: Console, sentence: str) -> None:
-    """Tell the operator, if that can be done: serving goes on with a full disk, or when who read the pipe has left."""
-    with contextlib.suppress(OSError, SystemExit):  # at a broken pipe, rich would end the process
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+            say(console, "stopped")
 
 
 def _picker(config: GatewayConfig) -> PickerServer | None:
@@ -308,7 +270,7 @@ def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
     if most is None or most >= limits.connections:
         return limits
     if "connections" in limits.model_fields_set:
-        _say(console, f"http.connections: the limit on open files (ulimit -n) allows {most}")
+        say(console, f"http.connections: the limit on open files (ulimit -n) allows {most}")
     return limits.model_copy(update={"connections": most})
 
 
@@ -322,98 +284,7 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 100)
 
 
-def _told(gateway: Gateway, pool: Pool, console: Console) -> Callable[[int, Status], None]:
-    """What happens when a replica's status changes: the gateway's part, and a line for the operator."""
-
-    def changed(replica: int, status: Status) -> None:
-        gateway.replica_changed(replica, status)
-        _say(console, f"replica {pool.names[replica]} is {_SAID[status]}")
-
-    return changed
-
-
-async def _chores(gateway: Gateway, access: Access, tls: Tls | None, recorders: Recorders, console: Console) -> None:
-    """Once a second: what is idle too long, and files that have changed; now and then, a window for the board."""
-    loop = asyncio.get_running_loop()
-    assert gateway.scheduler.deployment is not None
-    scalars, watched_s = Scalars(gateway.scheduler.deployment), loop.time()
-    while True:
-        await asyncio.sleep(CHORES_S)
-        try:
-            gateway.sweep(loop.time())
-            if recorders.audit is not None:
-                await asyncio.to_thread(recorders.audit.flush)
-            # Thousands of keys take seconds to parse; a certificate is not changed while it may be in use.
-            for problem in (await asyncio.to_thread(access.refresh), tls.refresh() if tls else None):
-                if problem is not None:
-                    _say(console, f"{problem}; what was read before stays in use")
-            if loop.time() - watched_s >= WINDOW_S:
-                watched_s = loop.time()
-                if gateway.window is not None and recorders.board is not None:
-                    policy = gateway.scheduler.policy
-                    await asyncio.to_thread(
-                        _show,
-                        gateway.window,
-                        gateway.window.take(),
-                        policy.name if policy is not None else "",
-                        scalars.take(),
-                        recorders.board,
-                    )
-        except Exception:  # a board on a full disk, say: time limits, keys and audit must not end with it
-            _log.exception("a chore failed, and is done again")
-
-
-def _show(window: Window, gathered: Gathered, policy: str, more: dict[str, float], board: Board) -> None:
-    summary = window.summary(gathered, policy)
-    if summary is not None:
-        board(summary, more)
-
-
-async def _start(pool: Pool, console: Console) -> None:
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.fields[replica]}"),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as progress:
-        rows = [progress.add_task("…", total=None, replica=name) for name in pool.names]
-
-        def told(replica: int, text: str) -> None:
-            done: dict[str, Any] = {"total": 1, "completed": 1} if text == "up" else {}
-            progress.update(rows[replica], description=text, **done)
-            if not console.is_terminal:
-                _say(console, f"{pool.names[replica]}: {text}")
-
-        await pool.start(told)
-
-
-def _open_to(config: GatewayConfig) -> str | None:
-    """What an operator should know of who may ask; None: nothing."""
-    if config.keys is not None or is_loopback(config.host):
-        return None
-    return f"no keys: whoever reaches {config.host} may ask, for any tenant; `steersman keys add` makes keys"
-
-
-def _url(listener: socket.socket, secure: bool) -> str:
-    host, port = listener.getsockname()[:2]
-    scheme = "https" if secure else "http"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _announce(console: Console, listener: socket.socket, scheduler: Scheduler, secure: bool) -> None:
-    url = _url(listener, secure)
-    model = scheduler.fleet.models[0]
-    body = '{"model": "%s", "messages": [{"role": "user", "content": "Hello"}]}' % model  # noqa: UP031
-    assert scheduler.policy is not None
-    print(f"steersman serves {model} on {url}/v1, policy {scheduler.policy.name}; Ctrl-C stops", flush=True)
-    console.print("try:", highlight=False)
-    console.print(
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
+def _last_lines(audit: Audit, console: Console) -> None:
+    audit.flush()
+    if audit.waiting:
+        say(console, f"audit: the last {audit.waiting} lines could not be written, and are lost")
