@@ -22,6 +22,7 @@ from simulated import TENANTS
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import GatewayTenant
+from steersman.runtime.gateway.app import Phase
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.keys import Keys, add_key
@@ -392,7 +393,7 @@ async def test_while_draining_new_requests_are_503_and_the_picker_is_not_ready()
     async with picking(Prefer(0, 1)) as p:
         check = p.channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await check(b"") == b"\x08\x01"
-        p.gateway.draining = True
+        p.gateway.phase = Phase.DRAINING
         assert refused(await p.stream().send(BODY))[:1] == (503,)
         assert await check(b"") == b"\x08\x02"
         assert await check(b"\x0a\x08liveness") == b"\x08\x01"

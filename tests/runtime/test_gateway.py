@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, event, fleet_of, serving
 
+from steersman.runtime.gateway.app import Phase
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.replica._health import HealthConfig, Status
@@ -440,7 +441,7 @@ async def test_what_the_gateway_cuts_off_when_it_stops_is_not_its_clients_doing(
         s.backends[0].hold = asyncio.Event()
         asking = asyncio.create_task(s.client.post(PATH, json=BODY))
         await s.backends[0].asked.wait()
-        s.gateway.stopping = True
+        s.gateway.phase = Phase.STOPPING
         await s.server.stop()
         await s.idle()
         assert s.metric("requests_total", tenant="strict", outcome="unended") == 1
@@ -583,7 +584,7 @@ async def test_a_request_whose_replica_failed_may_be_held_before_it_goes_to_anot
 
 async def test_a_gateway_that_will_stop_says_so_and_goes_on_serving() -> None:
     async with serving(Prefer(0, 1)) as s:
-        s.gateway.leaving = True
+        s.gateway.phase = Phase.LEAVING
         async with s.client.get("/health") as response:
             assert response.status == 503
         async with s.client.post(PATH, json=BODY) as response:

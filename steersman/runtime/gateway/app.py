@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Collection, Mapping
+from enum import IntEnum
 
 from steersman.runtime.gateway.access import Access, Caller
 from steersman.runtime.gateway.audit import Audit
@@ -16,9 +17,9 @@ from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
 from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_caches, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
+from steersman.runtime.gateway.refusals import all_failed, not_allowed, turned_away
 from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
 from steersman.runtime.gateway.window import Window
-from steersman.runtime.guard import Reason
 from steersman.runtime.journal import Journal
 from steersman.runtime.plugins import nearest
 from steersman.runtime.replica._health import Status
@@ -27,14 +28,6 @@ from steersman.runtime.replica._stream import Usage
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Decision, Kind, LiveRequest, Served, Ticket
 
-_WHY = {
-    Reason.DOWN: "down",
-    Reason.MODEL: "serving another model",
-    Reason.REGION: "where its data may not go",
-    Reason.CONTEXT: "too small for the prompt and max_tokens",
-    Reason.RAMP: "starting slowly",
-    Reason.BACKUP: "a backup",
-}
 EMBEDDINGS = b"/v1/embeddings"
 SERVED = (b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS)
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
@@ -42,6 +35,15 @@ AUDIT_LINES = 10_000  # that wait to be written before requests with a rule are 
 _CLIENTS = ("cancelled", "rejected")  # endings that are the client's doing, and break no promise
 # Failures that may be the end of a replica, and how many of them one request may meet.
 _DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
+
+
+class Phase(IntEnum):
+    """How far a gateway is on its way to stopping."""
+
+    SERVING = 0
+    LEAVING = 1  # it goes on, and says at /health that it will stop
+    DRAINING = 2  # it takes no more requests
+    STOPPING = 3  # what is still in flight is cut off by us, not by its client
 
 
 class Gateway:
@@ -69,9 +71,7 @@ class Gateway:
         self.metrics = Metrics(scheduler)
         self.window = window
         self.inflight = 0
-        self.leaving = False  # it will stop soon, and says so at /health
-        self.draining = False  # it takes no more requests
-        self.stopping = False  # what is still in flight is cut off by us, not by its client
+        self.phase = Phase.SERVING
         self._audit, self._journal = audit, journal
         self.metrics.add(lambda: of_caches(pool.names, pool.prefix_hit_rate))
         if journal is not None:
@@ -118,7 +118,7 @@ class Gateway:
 
     async def drained(self) -> None:
         """From now on new requests are refused; returns when the last one in flight has ended."""
-        self.draining = True
+        self.phase = max(self.phase, Phase.DRAINING)
         await self.idle()
 
     async def idle(self) -> None:
@@ -159,7 +159,7 @@ class Gateway:
     def health(self) -> dict[str, object]:
         """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
-        status = "draining" if self.draining or self.leaving else "ok" if any(up.values()) else "no replica is up"
+        status = "draining" if self.phase else "ok" if any(up.values()) else "no replica is up"
         return {"status": status, "replicas": up}
 
     def _health(self, exchange: Exchange) -> None:
@@ -199,7 +199,7 @@ class Gateway:
         Raises:
             ApiError: it may not; nothing was counted that stays.
         """
-        if self.draining:
+        if self.phase >= Phase.DRAINING:
             raise ApiError(503, "the gateway is shutting down", code="draining", headers={"Retry-After": "5"})
         caller = self.access.caller(headers)
         if self._audit is not None and caller.regions and self._audit.waiting > AUDIT_LINES:
@@ -296,7 +296,7 @@ class Gateway:
 
     def _cause(self, ticket: Ticket) -> str:
         """Why the task of a request was cancelled: its deadline came, the gateway stops, or its client left."""
-        return "late" if ticket.late else "unended" if self.stopping else "cancelled"
+        return "late" if ticket.late else "unended" if self.phase is Phase.STOPPING else "cancelled"
 
     def _broke_off(self, ticket: Ticket, outcome: str) -> None:
         """A dispatched request ends before its replica answered, or while it did."""
@@ -410,35 +410,12 @@ class Gateway:
 
     def turned_away(self, decision: Decision, live: LiveRequest) -> ApiError:
         """The answer to a request that is shed, or that no replica may take."""
-        if decision.kind is Kind.SHED:
-            return ApiError(
-                503,
-                f"the fleet cannot keep its promise to tenant {list(self.access.rows)[live.tenant]!r} now; try again",
-                code="shed",
-                headers=retry_after(decision.retry_after_s),
-            )
-        if set(decision.reasons) <= {Reason.CONTEXT, Reason.MODEL} and Reason.CONTEXT in decision.reasons:
-            return ApiError(
-                400,
-                f"about {live.prompt_tokens} prompt tokens and {live.max_tokens} for the answer exceed "
-                "the context of every replica; shorten the prompt or lower max_tokens",
-                code="context_length_exceeded",
-                param="messages",
-            )
-        why = ", ".join(f"{count} {_WHY[reason]}" for reason, count in decision.reasons.items())
-        return ApiError(
-            503, f"no replica may take this request: {why}", code="no_replica", headers={"Retry-After": "5"}
-        )
+        return turned_away(decision, live, self.metrics.tenants[live.tenant])
 
     def _all_failed(self, failure: AttemptFailed, suspects: list[Suspect]) -> ApiError:
-        """No replica is left to try; `failure` is the last one's."""
         if len(suspects) == 1:  # of several that gave 5xx to one request, none is to blame
             self.pool.failed(*suspects[0])
-        if failure.busy_s is not None:
-            return ApiError(
-                429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
-            )
-        return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
+        return all_failed(failure)
 
     # Replicas
 
@@ -452,10 +429,3 @@ class Gateway:
     def _slots_up(self) -> None:
         table = self.scheduler.replicas
         self._slots = float(table["max_num_seqs"][table["up"] == 1].sum())
-
-
-def not_allowed(path: bytes, method: str) -> ApiError:
-    """The answer to another method than the one that a path takes."""
-    return ApiError(
-        405, f"{path.decode()} takes {method.partition(',')[0]}", code="method_not_allowed", headers={"Allow": method}
-    )

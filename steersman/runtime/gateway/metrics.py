@@ -123,7 +123,7 @@ class Metrics(Collector):
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._tenants = list(scheduler.tenants)
+        self.tenants = list(scheduler.tenants)
         self._names = scheduler.fleet.names
         self._decisions = Counts(
             "decisions", "Decisions by replica (or hold, or shed) and the policy that took them", "replica", "policy"
@@ -145,7 +145,7 @@ class Metrics(Collector):
             "answered_errors", "Errors that clients were answered with, by status and code", "status", "code"
         )
         self._retries = Counts("retries", "Attempts after one that failed, by the replica that failed", "replica")
-        for tenant in self._tenants:
+        for tenant in self.tenants:
             self._attained.add(tenant, by=0.0)
         for name in self._names:
             self._tokens.add(name, by=0.0)
@@ -170,19 +170,19 @@ class Metrics(Collector):
         elif kind is Kind.HOLD:
             self._decisions.add("hold", decision.policy)
         else:
-            self._shed.add(self._tenants[tenant], decision.policy)
+            self._shed.add(self.tenants[tenant], decision.policy)
             self._decisions.add("shed", decision.policy)
 
     def over(self, tenant: int, outcome: str, attained: bool) -> None:
         """A request is over, as `Gateway.ended` tells, or over a limit (limited)."""
-        name = self._tenants[tenant]
+        name = self.tenants[tenant]
         self._requests.add(name, outcome)
         if attained:
             self._attained.add(name)
 
     def served(self, tenant: int, replica: int, served: Served) -> None:
         """A replica answered a request in full."""
-        name = self._tenants[tenant]
+        name = self.tenants[tenant]
         if served.ttft_s == served.ttft_s:
             self._ttft_s.observe(served.ttft_s, name)
             if served.tokens > 1:

@@ -19,7 +19,7 @@ from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import Access, GatewayTenant
-from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.gateway.app import Gateway, Phase
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.chores import Board, Recorders, chores
 from steersman.runtime.gateway.config import GatewayConfig
@@ -204,11 +204,11 @@ async def _serve(
         if config.ext_proc is not None and picker is not None:
             say(console, f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)")
         await stop.wait()
-        gateway.leaving = True
+        gateway.phase = Phase.LEAVING
         if config.drain_notice_s:
             say(console, f"/health says so for {config.drain_notice_s:g} s; then no new requests")
             await asyncio.sleep(config.drain_notice_s)
-        gateway.draining = True
+        gateway.phase = Phase.DRAINING
         server.stop_listening()
         if gateway.inflight:
             most = f"at most {config.drain_s:g} s; Ctrl-C again stops at once"
@@ -243,7 +243,7 @@ async def _serve(
             if control is not None:
                 last.push_async_callback(control.stop)
             if gateway is not None:
-                gateway.stopping = True
+                gateway.phase = Phase.STOPPING
             if every_second is not None:
                 every_second.cancel()
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from steersman.runtime.errors import UserError
-from steersman.runtime.gateway.app import Gateway
+from steersman.runtime.gateway.app import Gateway, Phase
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import refusal
@@ -118,7 +118,11 @@ class PickerServer:
         if service not in ("", "readiness", messages.SERVICE):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no service {service!r} here")
         gateway = self._gateway
-        ready = gateway is not None and not gateway.draining and bool((gateway.scheduler.replicas["up"] != 0).any())
+        ready = (
+            gateway is not None
+            and gateway.phase < Phase.DRAINING
+            and bool((gateway.scheduler.replicas["up"] != 0).any())
+        )
         return _SERVING if ready else _NOT_SERVING
 
 

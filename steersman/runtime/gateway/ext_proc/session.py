@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from steersman.runtime.gateway.access import Caller
-from steersman.runtime.gateway.app import SERVED, not_allowed
+from steersman.runtime.gateway.app import SERVED
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import given_back, immediate, picking, refusal
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.response import Response
+from steersman.runtime.gateway.refusals import not_allowed
 from steersman.runtime.gateway.relay import renamed
 from steersman.runtime.ticket import Decision, Kind, Stage, Ticket
 
