@@ -88,6 +88,26 @@ def journal(
 
 
 @bench.command()
+def canary(
+    canaries: Annotated[int, typer.Option(help="Of each row.", min=1)] = 150,
+    requests: Annotated[int, typer.Option(help="Of each canary.", min=1)] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """How often a canary is taken back by chance, and how soon when it is worse."""
+    import json
+
+    from steersman.training.bench.canary import bench as measure
+    from steersman.training.bench.show import canary_table
+
+    with console.status("playing …") if not as_json else nullcontext():
+        figures = measure(canaries, requests)
+    if as_json:
+        print(json.dumps(figures))
+    else:
+        console.print(canary_table(figures), highlight=False)
+
+
+@bench.command()
 def gateway(
     policy: Annotated[
         str | None, typer.Option(help="A run folder, a bundle, or a heuristic; by default random weights.")

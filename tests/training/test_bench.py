@@ -13,7 +13,7 @@ from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
 from steersman.runtime.errors import UserError
 from steersman.runtime.network import Architecture, parameters
-from steersman.training.bench import decision, journal
+from steersman.training.bench import canary, decision, journal, show
 from steersman.training.bench.training import FreeVecEnv
 from steersman.training.export import export_bundle
 
@@ -75,3 +75,12 @@ def test_the_free_environment_goes_round_in_a_circle(recorded: tuple[SB3VecEnv, 
     second = [free.step(np.ones(3))[0] for _ in range(6)]
     assert all(a is b for a, b in zip(first, second, strict=True))
     assert not np.array_equal(first[0], first[1])
+
+
+def test_a_canary_that_is_worse_is_taken_back_more_often_than_one_that_is_not() -> None:
+    rows = canary.bench(canaries=4, requests=6000)["rows"]
+    shares = {(row["current"], row["canary"], row["share"]): row["taken_back"] for row in rows}
+    assert shares[0.95, 0.95, 0.1] < shares[0.95, 0.9, 0.5]
+    assert "taken back" in [
+        column.header for column in show.canary_table({"canaries": 4, "requests": 6000, "rows": rows}).columns
+    ]

@@ -1,14 +1,11 @@
-"""How often a canary is taken back by chance, and how soon when it is worse.
+"""How often a canary is taken back by chance, and how soon when it is worse: `steersman bench canary`.
 
-Requests of either arm meet their SLOs independently, each with its arm's chance, and end as they arrive. Prints one row
-for each pair of chances: the share of canaries that were taken back, and after how many requests in the median.
-
-    python -m steersman.training.bench.canary
+Requests of either arm meet their SLOs independently, each with its arm's chance, and end as they arrive.
 """
 
 from __future__ import annotations
 
-import argparse
+from typing import Any
 
 import numpy as np
 
@@ -41,21 +38,22 @@ class _Never(Policy):
     name = "never"
 
     def score(self, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        return np.zeros(len(rows))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m steersman.training.bench.canary", description=__doc__)
-    parser.add_argument("--canaries", type=int, default=150, help="of each row")
-    parser.add_argument("--requests", type=int, default=20_000, help="of each canary")
-    options = parser.parse_args()
-    print("| attainment, current and canary | share | taken back | after, median |\n|---|---:|---:|---:|")
+def bench(canaries: int, requests: int) -> dict[str, Any]:
+    """`rows`, one for each of `CASES`; `after` is the median of requests, None where no canary was taken back."""
+    rows = []
     for current, canary, share in CASES:
-        seen = [taken_back_after(current, canary, share, options.requests, seed) for seed in range(options.canaries)]
-        after = [requests for requests in seen if requests is not None]
-        median = f"{np.median(after):,.0f} requests" if after else ""
-        print(f"| {current:.0%}, {canary:.0%} | {share:g} | {len(after) / len(seen):.1%} | {median} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        seen = [taken_back_after(current, canary, share, requests, seed) for seed in range(canaries)]
+        after = [number for number in seen if number is not None]
+        rows.append(
+            {
+                "current": current,
+                "canary": canary,
+                "share": share,
+                "taken_back": len(after) / canaries,
+                "after": float(np.median(after)) if after else None,
+            }
+        )
+    return {"canaries": canaries, "requests": requests, "rows": rows}

@@ -70,11 +70,29 @@ def journal_table(figures: dict[str, Any]) -> Table:
 def training_table(figures: dict[str, Any]) -> Table:
     """The figures of `training.bench` for a terminal."""
     title = f"{figures['machine']}; {figures['frames']:,} frames, {figures['episodes_ended']} episodes ended"
-    table = _table(title, ("environment", "frames per CPU second"))
+    frees = figures["free_env_frames_per_cpu_s"]
+    return _frames(title, "environment", figures, "one that costs nothing", frees)
+
+
+def _frames(title: str, first: str, figures: dict[str, Any], other: str, frames_per_cpu_s: float) -> Table:
+    """The simulator's frames, those of another environment, and their ratio."""
+    table = _table(title, (first, "frames per CPU second"))
     table.min_width = len(title)
     table.add_row("the simulator", f"{figures['frames_per_cpu_s']:,.0f}")
-    table.add_row("one that costs nothing", f"{figures['free_env_frames_per_cpu_s']:,.0f}")
+    table.add_row(other, f"{frames_per_cpu_s:,.0f}")
     table.add_row("ratio", f"{figures['ratio']:.2f}")
+    return table
+
+
+def canary_table(figures: dict[str, Any]) -> Table:
+    """The figures of `canary.bench` for a terminal."""
+    title = f"{figures['canaries']} canaries of {figures['requests']:,} requests each"
+    table = _table(title, ("attainment, current and canary", "share", "taken back", "after, median"))
+    table.min_width = len(title)
+    for row in figures["rows"]:
+        after = "" if row["after"] is None else f"{row['after']:,.0f}"
+        met = f"{row['current']:.0%}, {row['canary']:.0%}"
+        table.add_row(met, f"{row['share']:g}", f"{row['taken_back']:.1%}", after)
     return table
 
 
@@ -182,12 +200,7 @@ def _known(value: float | None, form: str) -> str:
 def rllib_table(figures: dict[str, Any]) -> Table:
     """The figures of `rllib.bench` for a terminal."""
     title = f"{figures['machine']}; {figures['frames']:,} frames in {figures['envs']} environments"
-    table = _table(title, ("environment, under RLlib's PPO", "frames per CPU second"))
-    table.min_width = len(title)
-    table.add_row("the simulator", f"{figures['frames_per_cpu_s']:,.0f}")
-    table.add_row("CartPole", f"{figures['cartpole_frames_per_cpu_s']:,.0f}")
-    table.add_row("ratio", f"{figures['ratio']:.2f}")
-    return table
+    return _frames(title, "environment, under RLlib's PPO", figures, "CartPole", figures["cartpole_frames_per_cpu_s"])
 
 
 def ray_table(figures: dict[str, Any]) -> Table:
