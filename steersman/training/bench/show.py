@@ -70,8 +70,8 @@ def journal_table(figures: dict[str, Any]) -> Table:
 def training_table(figures: dict[str, Any]) -> Table:
     """The figures of `training.bench` for a terminal."""
     title = f"{figures['machine']}; {figures['frames']:,} frames, {figures['episodes_ended']} episodes ended"
-    frees = figures["free_env_frames_per_cpu_s"]
-    return _frames(title, "environment", figures, "one that costs nothing", frees)
+    free = figures["free_env_frames_per_cpu_s"]
+    return _frames(title, "environment", figures, "one that costs nothing", free)
 
 
 def _frames(title: str, first: str, figures: dict[str, Any], other: str, frames_per_cpu_s: float) -> Table:
