@@ -36,7 +36,9 @@ async def operated(path: Path | None = None) -> AsyncIterator[tuple[Served, str,
     first = store.prepare_heuristic("jsed") if path is None else store.prepare_path(path)
     release, _ = store.begin(first)
     async with serving(release) as s:
-        control = Control(AdminConfig(), Policies(store, first, path), s.gateway, told.append)
+        control = Control(
+            AdminConfig(), Policies(store, first, path), s.gateway, lambda _event, said: told.append(said)
+        )
         listener = socket.create_server(("127.0.0.1", 0))
         await control.start(listener)
         try:
@@ -100,7 +102,7 @@ async def test_the_bundle_that_the_gateway_was_started_with_is_watched(
     async with operated(path) as (s, _, _):
         changed = asyncio.Event()
         assert s.gateway.scheduler.deployment is not None
-        s.gateway.scheduler.deployment.told = lambda said: changed.set()
+        s.gateway.scheduler.deployment.told = lambda _event, _said: changed.set()
         export(path, weights=WEIGHTS + 1)
         async with asyncio.timeout(30):
             await changed.wait()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 
 from steersman.runtime.gateway.access import Access, Caller
+from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
@@ -72,6 +73,7 @@ class Gateway:
         self.window = window
         self.inflight = 0
         self.phase = Phase.SERVING
+        self.access_log: AccessLog | None = None
         self._audit, self._journal = audit, journal
         self.metrics.add(lambda: of_caches(pool.names, pool.prefix_hit_rate))
         if journal is not None:
@@ -173,6 +175,7 @@ class Gateway:
 
     async def _completions(self, exchange: Exchange) -> None:
         caller, call, ticket = self.enter(exchange.headers, exchange.path, exchange.body)
+        exchange.ticket = ticket
         deadline = None
         if caller.deadline_s is not None:
             deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
@@ -376,6 +379,7 @@ class Gateway:
         served: how it fared on its replica; attained: whether its promise was kept, where that does not say.
         cached_tokens: of its prompt, as the replica tells.
         """
+        ticket.outcome, ticket.served = outcome, served
         self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
         if self.window is not None:
             self.window.over(ticket, outcome, served, attained, cached_tokens or 0)

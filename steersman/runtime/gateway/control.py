@@ -34,7 +34,7 @@ class Control:
     """Operates a gateway while it runs. Make it in the event loop."""
 
     def __init__(
-        self, config: AdminConfig, policies: Policies, gateway: Gateway, told: Callable[[str], object]
+        self, config: AdminConfig, policies: Policies, gateway: Gateway, told: Callable[[str, str], object]
     ) -> None:
         scheduler, deployment = gateway.scheduler, gateway.scheduler.deployment
         assert deployment is not None

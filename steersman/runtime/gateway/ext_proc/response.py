@@ -55,6 +55,11 @@ class Response:
         self._size = 0
 
     @property
+    def status(self) -> int:
+        """Of its head; 0 before that came."""
+        return self._status
+
+    @property
     def open(self) -> bool:
         """Whether the request is still on its replica, as far as is known."""
         return self._ticket.stage in (Stage.PREFILLING, Stage.DECODING)

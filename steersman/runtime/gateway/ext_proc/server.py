@@ -18,6 +18,7 @@ from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.session import Session
+from steersman.runtime.gateway.log import named
 from steersman.runtime.gateway.tls import TlsConfig
 
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
@@ -106,7 +107,7 @@ class PickerServer:
                     await write(answer)
         except Exception:
             if not context.done():  # else the client left while it was answered
-                _log.exception("a request that Envoy carries failed")
+                _log.exception("a request that Envoy carries failed", extra=named("request_failed", {}))
                 await write(refusal(ApiError(500, "the gateway failed on this request", code="internal_error")))
         finally:
             session.close()

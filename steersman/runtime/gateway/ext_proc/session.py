@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from steersman.runtime.gateway.access import Caller
+from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.app import SERVED
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
@@ -29,10 +31,12 @@ class Session:
     """One request. `take` each part of it as it comes, and `close` at last, whatever happened."""
 
     __slots__ = (
+        "_began_s",
         "_body",
         "_body_size",
         "_caller",
         "_deadline",
+        "_error",
         "_given_up",
         "_headers",
         "_picker",
@@ -53,6 +57,8 @@ class Session:
         self._write = write
         # Without word of it the modes are those of the endpoint picker protocol.
         self._request_mode = self._response_mode = messages.FULL_DUPLEX_STREAMED
+        self._began_s = time.monotonic()
+        self._error: ApiError | None = None  # that ended the request
         self._headers: dict[bytes, bytes] = {}
         self._subset: list[str] | None = None
         self._body: list[bytes] = []
@@ -88,7 +94,7 @@ class Session:
                 return [*await self._decide("request_headers", False), messages.CONTINUE[part]]
             return (messages.CONTINUE[part],)
         except ApiError as error:
-            self.refused = True
+            self.refused, self._error = True, error
             return (refusal(error),)
 
     # The request
@@ -251,7 +257,7 @@ class Session:
         assert self._ticket is not None
         if self._response is not None and self._response.open:
             self._response.over("late" if self._ticket.late else "failed")
-        self._given_up = True
+        self._given_up, self._error = True, error
         self._refusing = asyncio.get_running_loop().create_task(self._send(refusal(error)))
 
     async def _send(self, answer: bytes) -> None:
@@ -283,11 +289,30 @@ class Session:
         """The proxy has nothing more to show."""
         self._picker.sessions.discard(self)
         self._stop_deadline()
-        ticket, caller = self._ticket, self._caller
-        if ticket is None or caller is None:
-            return
-        if self._response is not None:
-            self._response.left()
-        elif ticket.stage is Stage.WAITING:
-            self._turned_away("failed")
-        self._picker.gateway.leave(caller, ticket)
+        ticket, caller, gateway = self._ticket, self._caller, self._picker.gateway
+        if ticket is not None and caller is not None:
+            if self._response is not None:
+                self._response.left()
+            elif ticket.stage is Stage.WAITING:
+                self._turned_away("failed")
+            gateway.leave(caller, ticket)
+        if gateway.access_log is not None:
+            self._log(gateway.access_log)
+
+    def _log(self, access_log: AccessLog) -> None:
+        headers, error = self._headers, self._error
+        if error is not None:
+            status = error.status
+        elif self._response is not None:
+            status = self._response.status
+        else:
+            status = 200 if self.refused else 0  # the list of models is the only answer made here that is no error
+        access_log.line(
+            headers.get(b"x-request-id", b"-"),
+            headers.get(b":method", b""),
+            headers.get(b":path", b"").partition(b"?")[0],
+            status,
+            (error.code or "") if error is not None else "",
+            self._ticket,
+            time.monotonic() - self._began_s,
+        )
