@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, fleet_of, serving
+from certificates import make, needs_openssl, touch
 from simulated import TENANTS
 
 from steersman.runtime.errors import UserError
@@ -26,6 +28,7 @@ from steersman.runtime.gateway.app import Phase
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.keys import Keys, add_key
+from steersman.runtime.gateway.tls import TlsConfig
 from steersman.runtime.replica._health import Status
 
 grpc = pytest.importorskip("grpc", reason="Envoy mode needs grpcio: pip install 'steersman[envoy]'")
@@ -399,6 +402,19 @@ async def test_while_draining_new_requests_are_503_and_the_picker_is_not_ready()
         assert await check(b"\x0a\x08liveness") == b"\x08\x01"
 
 
+async def test_a_picker_that_is_about_to_stop_is_not_ready_but_decides() -> None:
+    async with picking(Prefer(0, 1)) as p:
+        p.gateway.phase = Phase.LEAVING
+        assert await p.channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x02"
+        assert picked(await p.stream().send(BODY)) == p.endpoints[0]
+
+
+async def test_of_thousands_that_come_at_once_none_is_dropped() -> None:
+    async with picking(Prefer(0, 1)) as p:
+        check = p.channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert set(await asyncio.gather(*(check(b"") for _ in range(4000)))) == {b"\x08\x01"}
+
+
 async def test_a_deadline_ends_a_held_request() -> None:
     async with picking(Waits()) as p:
         status, error, _ = refused(await p.stream().send(BODY, {"x-steersman-deadline-ms": "20"}))
@@ -605,6 +621,38 @@ async def test_a_port_in_use_is_said() -> None:
     async with picking(Prefer(0, 1)) as p:
         with pytest.raises(UserError, match="in use"):
             PickerServer(ExtProcConfig(port=p.server.port), 1 << 20)
+
+
+@needs_openssl
+async def test_a_renewed_certificate_holds_for_the_next_connection(tmp_path: Path) -> None:
+    certificate, key = make(tmp_path)
+    tls = TlsConfig(certificate=certificate, key=key)
+    async with serving(Prefer(0, 1)) as served:
+        server = PickerServer(ExtProcConfig(port=0, tls=tls), 1 << 20)
+        try:
+            await server.start(served.gateway)
+
+            async def shown() -> str:
+                return (await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", server.port))).strip()
+
+            assert await shown() == certificate.read_text().strip()
+            make(tmp_path)
+            touch(certificate, key)
+            renewed = certificate.read_text().strip()
+            assert await shown() == renewed
+            key.write_text("nonsense")
+            touch(key)
+            assert await shown() == renewed
+        finally:
+            await server.stop()
+
+
+@needs_openssl
+async def test_a_certificate_that_is_no_good_is_said_at_the_start(tmp_path: Path) -> None:
+    certificate, key = make(tmp_path)
+    key.write_text("nonsense")
+    with pytest.raises(UserError, match=r"ext_proc\.tls: .* are not a certificate and its key"):
+        PickerServer(ExtProcConfig(port=0, tls=TlsConfig(certificate=certificate, key=key)), 1 << 20)
 
 
 async def test_a_url_with_a_path_is_refused_at_the_start() -> None:
