@@ -147,7 +147,7 @@ def told() -> Iterator[list[dict[str, Any]]]:
 
 
 def access_log(s: Served) -> None:
-    s.server.handler = AccessLog(s.gateway.metrics.tenants, s.gateway.pool.names).around(s.gateway.handle)
+    s.server.on_over = AccessLog(s.gateway.metrics.tenants, s.gateway.pool.names, s.gateway.scheduler).over
 
 
 async def test_a_request_is_one_line(told: list[dict[str, Any]]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Sequence
 
-from steersman.runtime.gateway.http.server import Exchange, Handler
+from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.log import named
+from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Ticket
 
 UNLOGGED = (b"/health", b"/metrics")
@@ -18,36 +17,21 @@ _log = logging.getLogger("steersman.access")
 class AccessLog:
     """Writes the lines of requests."""
 
-    def __init__(self, tenants: Sequence[str], replicas: Sequence[str]) -> None:
+    def __init__(self, tenants: Sequence[str], replicas: Sequence[str], scheduler: Scheduler) -> None:
         """tenants, replicas: their names, by index."""
-        self._tenants, self._replicas = tenants, replicas
+        self._tenants, self._replicas, self._scheduler = tenants, replicas, scheduler
 
-    def around(self, handler: Handler) -> Handler:
-        """The handler, and a line for each request that it answered, or whose client left."""
-
-        async def handle(exchange: Exchange) -> None:
-            began_s, failed = time.monotonic(), 0
-            try:
-                await handler(exchange)
-            except asyncio.CancelledError:
-                raise
-            except Exception:
-                failed = 500
-                raise
-            finally:
-                if exchange.path not in UNLOGGED:
-                    status = exchange.status or failed
-                    self.line(
-                        exchange.request_id,
-                        exchange.method,
-                        exchange.path,
-                        status,
-                        exchange.code,
-                        exchange.ticket,
-                        time.monotonic() - began_s,
-                    )
-
-        return handle
+    def over(self, exchange: Exchange) -> None:
+        """An exchange is over: it was answered, or its client left."""
+        if exchange.path not in UNLOGGED:
+            self.line(
+                exchange.request_id,
+                exchange.method,
+                exchange.path,
+                exchange.status,
+                exchange.code,
+                exchange.ticket,
+            )
 
     def line(
         self,
@@ -57,7 +41,6 @@ class AccessLog:
         status: int,
         reason: str,
         ticket: Ticket | None,
-        duration_s: float,
     ) -> None:
         """A request is over.
 
@@ -69,7 +52,6 @@ class AccessLog:
             "method": _text(method),
             "path": _text(path),
             "status": status,
-            "duration_s": round(duration_s, 6),
         }
         if reason:
             told["reason"] = reason
@@ -78,6 +60,7 @@ class AccessLog:
             told |= {
                 "tenant": self._tenants[request.tenant],
                 "outcome": ticket.outcome,
+                "duration_s": round(self._scheduler.now - ticket.arrived_s, 6),
                 "prompt_tokens": request.prompt_tokens,
                 "attempts": ticket.attempts,
                 "holds": ticket.holds,

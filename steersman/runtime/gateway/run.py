@@ -25,7 +25,7 @@ from steersman.runtime.gateway.chores import Board, Recorders, chores
 from steersman.runtime.gateway.config import GatewayConfig
 from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.gateway.descriptors import room
-from steersman.runtime.gateway.http.server import Handler, HttpLimits, Server
+from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
 from steersman.runtime.gateway.log import logging_to, tell
 from steersman.runtime.gateway.metrics import http_metrics
@@ -185,11 +185,10 @@ async def _serve(
         pool.on_change = on_change(gateway, pool)
         control = Control(config.admin or AdminConfig(), policies, gateway, _told)
         await control.start(admin_listener)
-        handler: Handler = gateway.handle
+        server = Server(gateway.handle, _bounded(config.http))
         if config.log.access:
-            gateway.access_log = AccessLog(gateway.metrics.tenants, pool.names)
-            handler = gateway.access_log.around(handler)
-        server = Server(handler, _bounded(config.http))
+            gateway.access_log = AccessLog(gateway.metrics.tenants, pool.names, scheduler)
+            server.on_over = gateway.access_log.over
         clients = server
         gateway.metrics.add(lambda: http_metrics(len(clients.connections), clients.rejected))
         await server.start(sock=listener, ssl=tls.context if tls else None)

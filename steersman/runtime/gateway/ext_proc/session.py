@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
@@ -31,7 +30,6 @@ class Session:
     """One request. `take` each part of it as it comes, and `close` at last, whatever happened."""
 
     __slots__ = (
-        "_began_s",
         "_body",
         "_body_size",
         "_caller",
@@ -57,7 +55,6 @@ class Session:
         self._write = write
         # Without word of it the modes are those of the endpoint picker protocol.
         self._request_mode = self._response_mode = messages.FULL_DUPLEX_STREAMED
-        self._began_s = time.monotonic()
         self._error: ApiError | None = None  # that ended the request
         self._headers: dict[bytes, bytes] = {}
         self._subset: list[str] | None = None
@@ -314,5 +311,4 @@ class Session:
             status,
             (error.code or "") if error is not None else "",
             self._ticket,
-            time.monotonic() - self._began_s,
         )

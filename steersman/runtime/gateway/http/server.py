@@ -161,6 +161,7 @@ class Server:
     def __init__(self, handler: Handler, limits: HttpLimits | None = None) -> None:
         """handler: answers an exchange; one that it leaves unfinished ends the connection."""
         self.handler = handler
+        self.on_over: Callable[[Exchange], object] | None = None  # told when an exchange is over
         self.limits = limits or HttpLimits()
         self.connections: set[ServerProtocol] = set()
         self.closing = False
@@ -484,6 +485,8 @@ class ServerProtocol(asyncio.Protocol):
 
     def _over(self, exchange: Exchange) -> None:
         self.current = None
+        if self.server.on_over is not None:
+            self.server.on_over(exchange)
         transport = self.transport
         if transport is None:
             return
