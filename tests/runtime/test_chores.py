@@ -27,7 +27,7 @@ async def test_a_board_that_cannot_be_written_does_not_end_the_chores(monkeypatc
 
     async with serving(Prefer(0), 1) as s:
         s.gateway.window = Window(s.gateway.scheduler, s.gateway.access.rows)
-        task = asyncio.create_task(chores.chores(s.gateway, s.gateway.access, None, chores.Recorders(board=board)))
+        task = asyncio.create_task(chores.chores(s.gateway, s.gateway.access, (), chores.Recorders(board=board)))
         async with asyncio.timeout(10):
             await again.wait()
         task.cancel()
@@ -44,7 +44,7 @@ async def test_keys_are_read_beside_the_event_loop(monkeypatch: pytest.MonkeyPat
             loop.call_soon_threadsafe(read_by.put_nowait, threading.get_ident())
 
         monkeypatch.setattr(s.gateway.access, "refresh", refresh)
-        task = asyncio.create_task(chores.chores(s.gateway, s.gateway.access, None, chores.Recorders()))
+        task = asyncio.create_task(chores.chores(s.gateway, s.gateway.access, (), chores.Recorders()))
         async with asyncio.timeout(10):
             assert await read_by.get() != threading.get_ident()
         task.cancel()

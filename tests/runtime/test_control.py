@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 from backends import Served, serving
 from bundles import WEIGHTS, export
+from certificates import make, needs_openssl
 
 from steersman.agents.policies import heuristic
 from steersman.runtime import archive
+from steersman.runtime.admin.client import AdminClient
 from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.deployment.store import PolicyStore
 from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.policy import Policy
+from steersman.runtime.tls import Tls, TlsConfig
 
 PATH = "/v1/completions"
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
@@ -30,19 +33,18 @@ def named(spec: str) -> Policy:
 
 
 @asynccontextmanager
-async def operated(path: Path | None = None) -> AsyncIterator[tuple[Served, str, list[str]]]:
+async def operated(path: Path | None = None, tls: Tls | None = None) -> AsyncIterator[tuple[Served, str, list[str]]]:
     """A gateway with its admin API, that API's URL, and what the operator was told."""
     store, told = PolicyStore(None, named, 4), list[str]()
     first = store.prepare_heuristic("jsed") if path is None else store.prepare_path(path)
     release, _ = store.begin(first)
     async with serving(release) as s:
-        control = Control(
-            AdminConfig(), Policies(store, first, path), s.gateway, lambda _event, said: told.append(said)
-        )
+        policies = Policies(store, first, path)
+        control = Control(AdminConfig(), policies, s.gateway, lambda _event, said: told.append(said), tls)
         listener = socket.create_server(("127.0.0.1", 0))
         await control.start(listener)
         try:
-            yield s, f"http://127.0.0.1:{listener.getsockname()[1]}", told
+            yield s, f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}", told
         finally:
             await control.stop()
 
@@ -57,6 +59,17 @@ async def replica_of(s: Served) -> str:
     async with s.client.post(PATH, json=BODY) as response:
         assert response.status == 200
         return response.headers["X-Steersman-Replica"]
+
+
+@needs_openssl
+async def test_the_admin_port_speaks_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = make(tmp_path)
+    async with operated(tls=Tls(TlsConfig(certificate=certificate, key=key), "admin.tls")) as (_, admin, _):
+        with pytest.raises(UserError, match=r"its certificate is not trusted here .* SSL_CERT_FILE"):
+            await asyncio.to_thread(AdminClient(admin, None).state)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        state = await asyncio.to_thread(AdminClient(admin, None).state)
+        assert state["policies"]["current"] == "jsed"
 
 
 async def test_a_pushed_bundle_decides_the_next_request(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from steersman.runtime.gateway.app import Phase
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.keys import Keys, add_key
-from steersman.runtime.gateway.tls import TlsConfig
 from steersman.runtime.replica._health import Status
+from steersman.runtime.tls import TlsConfig
 
 grpc = pytest.importorskip("grpc", reason="Envoy mode needs grpcio: pip install 'steersman[envoy]'")
 from steersman.runtime.gateway.ext_proc.server import PickerServer  # noqa: E402

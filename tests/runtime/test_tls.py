@@ -12,7 +12,7 @@ from wire import Echo, answers_in
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.http.server import Server
-from steersman.runtime.gateway.tls import Tls, TlsConfig
+from steersman.runtime.tls import Tls, TlsConfig
 
 pytestmark = needs_openssl
 

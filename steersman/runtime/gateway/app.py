@@ -15,11 +15,12 @@ from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
-from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
+from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit
 from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_caches, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
 from steersman.runtime.gateway.refusals import all_failed, not_allowed, turned_away
 from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
+from steersman.runtime.gateway.retry_after import retry_after
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
 from steersman.runtime.plugins import nearest
@@ -159,14 +160,20 @@ class Gateway:
         return json.dumps({"object": "list", "data": models}).encode()
 
     def health(self) -> dict[str, object]:
-        """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
+        """`status` is "ok", or says what is wrong; `replicas` tells operators which ones may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
-        status = "draining" if self.phase else "ok" if any(up.values()) else "no replica is up"
-        return {"status": status, "replicas": up}
+        return {"status": self._status(), "replicas": up}
+
+    def _status(self) -> str:
+        if self.phase:
+            return "draining"
+        return "ok" if self.scheduler.replicas["up"].any() else "no replica is up"
 
     def _health(self, exchange: Exchange) -> None:
-        health = self.health()
-        exchange.respond(200 if health["status"] == "ok" else 503, json.dumps(health).encode())
+        # Everybody may ask: how many there are, and none of their names.
+        status, up = self._status(), self.scheduler.replicas["up"]
+        health = {"status": status, "replicas": {"up": int((up == 1).sum()), "of": len(up)}}
+        exchange.respond(200 if status == "ok" else 503, json.dumps(health).encode())
 
     def _show_metrics(self, exchange: Exchange) -> None:
         exchange.respond(200, self.metrics.text(), content_type=CONTENT_TYPE.encode())
@@ -213,7 +220,7 @@ class Gateway:
                 headers={"Retry-After": "30"},
             )
         call = read_call(body, path == EMBEDDINGS)
-        ticket = self._admit(caller, self._live_request(caller, call))
+        ticket = self._admit(caller, self._live_request(caller, call), call.answers)
         self.inflight += 1
         self._idle.clear()
         return caller, call, ticket
@@ -228,10 +235,10 @@ class Gateway:
         if not self.inflight:
             self._idle.set()
 
-    def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
-        """One over a limit is no arrival for the policy, and no broken promise."""
+    def _admit(self, caller: Caller, live: LiveRequest, answers: int) -> Ticket:
+        """One over a limit is no arrival for the policy, and no broken promise. answers: that it asks for."""
         live = self.scheduler.bounded(live)
-        reserved = live.prompt_tokens + live.max_tokens
+        reserved = live.prompt_tokens + answers * live.max_tokens
         try:
             self.limiter.admit(caller.tenant, reserved, self._slots, self.scheduler.now)
         except OverLimit as over:
@@ -288,10 +295,6 @@ class Gateway:
                     raise self._all_failed(failure, suspects) from None
             except asyncio.CancelledError:
                 self._broke_off(ticket, self._cause(ticket))
-                raise
-            except ApiError:  # it cannot be put into this replica's words
-                ticket.used = 0
-                self._broke_off(ticket, "rejected")
                 raise
             except BaseException:  # a bug of ours
                 self._broke_off(ticket, "failed")

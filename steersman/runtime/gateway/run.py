@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.errors import UserError
@@ -31,17 +31,24 @@ from steersman.runtime.gateway.log import logging_to, tell
 from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
 from steersman.runtime.gateway.terminal import announce, on_change, open_to, start, url_of
-from steersman.runtime.gateway.tls import Tls
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
 from steersman.runtime.policy import Policy
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
+from steersman.runtime.tls import Tls
 
 if TYPE_CHECKING:
     from steersman.runtime.gateway.ext_proc.server import PickerServer
 
 _WARNINGS = ("canary_rolled_back", "shadow_switched_off", "refused", "not_remembered")  # of what policies go through
+
+
+class Secured(NamedTuple):
+    """TLS of the gateway's two ports, where they have it."""
+
+    front: Tls | None
+    admin: Tls | None
 
 
 def serve(
@@ -69,6 +76,8 @@ def serve(
             admin_listener = _listen_for_admin(config.admin)
             keys = None if config.keys is None else Keys(config.keys, tenants)
             tls = None if config.tls is None else Tls(config.tls)
+            admin = config.admin or AdminConfig()
+            secured = Secured(tls, None if admin.tls is None else Tls(admin.tls, "admin.tls"))
             access = _access(fleet, tenants, keys)
             audit = None if config.audit is None else Audit(config.audit, fleet)
             pool = Pool(fleet, config.health)
@@ -91,7 +100,9 @@ def serve(
 
                 loop_factory = uvloop.new_event_loop
             with asyncio.Runner(loop_factory=loop_factory) as runner:
-                runner.run(_serve(config, pool, scheduler, policies, access, recorders, tls, listener, admin_listener))
+                runner.run(
+                    _serve(config, pool, scheduler, policies, access, recorders, secured, listener, admin_listener)
+                )
         finally:
             listener.close()
             if admin_listener is not None:
@@ -144,7 +155,7 @@ async def _serve(
     policies: Policies,
     access: Access,
     recorders: Recorders,
-    tls: Tls | None,
+    secured: Secured,
     listener: socket.socket,
     admin_listener: socket.socket | None,
 ) -> None:
@@ -183,7 +194,7 @@ async def _serve(
             open_metrics=access.keys is None,
         )
         pool.on_change = on_change(gateway, pool)
-        control = Control(config.admin or AdminConfig(), policies, gateway, _told)
+        control = Control(config.admin or AdminConfig(), policies, gateway, _told, secured.admin)
         await control.start(admin_listener)
         server = Server(gateway.handle, _bounded(config.http))
         if config.log.access:
@@ -191,18 +202,20 @@ async def _serve(
             server.on_over = gateway.access_log.over
         clients = server
         gateway.metrics.add(lambda: http_metrics(len(clients.connections), clients.rejected))
-        await server.start(sock=listener, ssl=tls.context if tls else None)
+        await server.start(sock=listener, ssl=secured.front.context if secured.front else None)
         pool.watch(scheduler)
         if picker is not None:
             await picker.start(gateway)
-        every_second = asyncio.create_task(chores(gateway, access, tls, recorders))
+        every_second = asyncio.create_task(
+            chores(gateway, access, [tls for tls in secured if tls is not None], recorders)
+        )
         _settle_memory()
         started = True
-        announce(config.log, listener, scheduler, tls is not None)
+        announce(config.log, listener, scheduler, secured.front is not None)
         if (warning := open_to(config)) is not None:
             tell("open_to_all", warning, logging.WARNING)
         if admin_listener is not None:
-            url = url_of(admin_listener, False)
+            url = url_of(admin_listener, secured.admin is not None)
             tell("admin", f"admin API on {url}: steersman top, steersman policy", url=url)
         if config.ext_proc is not None and picker is not None:
             address = f"{config.ext_proc.host}:{picker.port}"

@@ -8,7 +8,7 @@ import grpc
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.log import tell
-from steersman.runtime.gateway.tls import TlsConfig, context_of, stamp_of
+from steersman.runtime.tls import TlsConfig, context_of, stamp_of
 
 _WHERE = "ext_proc.tls"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from steersman.runtime.config import Model
-from steersman.runtime.gateway.tls import TlsConfig
+from steersman.runtime.tls import TlsConfig
 
 
 class ExtProcConfig(Model):

@@ -11,7 +11,7 @@ from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import NAMESPACE, given_back
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.prompt import Call
-from steersman.runtime.gateway.relay import busy_s
+from steersman.runtime.gateway.retry_after import busy_s
 from steersman.runtime.replica._stream import EventCounter, Usage, usage_of
 from steersman.runtime.ticket import Stage, Ticket
 

@@ -18,7 +18,7 @@ from steersman.runtime.gateway.ext_proc.answers import given_back, immediate, pi
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.response import Response
 from steersman.runtime.gateway.refusals import not_allowed
-from steersman.runtime.gateway.relay import renamed
+from steersman.runtime.gateway.rename import renamed
 from steersman.runtime.ticket import Decision, Kind, Stage, Ticket
 
 _SUBSET_NAMESPACE, _SUBSET = "envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset"
