@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 
+from steersman.runtime.deployment.metrics import metrics as policy_metrics
 from steersman.runtime.gateway.access import Access, Caller
 from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.audit import Audit
@@ -79,6 +80,8 @@ class Gateway:
         self.metrics.add(lambda: of_caches(pool.names, pool.prefix_hit_rate))
         if journal is not None:
             self.metrics.add(lambda: of_journal(journal))
+        if (deployment := scheduler.deployment) is not None:
+            self.metrics.add(lambda: policy_metrics(deployment))
         if audit is not None:
             self.metrics.add(lambda: of_audit(audit))
         self._open_metrics = open_metrics
@@ -328,7 +331,7 @@ class Gateway:
         if self._journal is not None:
             self._journal.decided(self.scheduler, ticket, decision)
         if not exclude or kind is not Kind.REFUSED:
-            self.metrics.decided(ticket.request.tenant, decision)
+            self.metrics.decided(decision)
         if self._audit is not None and caller.regions and kind is not Kind.HOLD:
             self._audit.decided(
                 request_id,

@@ -14,7 +14,6 @@ from aiohttp import web
 from steersman.runtime.admin.api import AdminState, admin_app
 from steersman.runtime.admin.config import KEY_ENV, AdminConfig
 from steersman.runtime.deployment.deployer import Deployer
-from steersman.runtime.deployment.metrics import metrics
 from steersman.runtime.deployment.selftest import SelfTest
 from steersman.runtime.deployment.store import PolicyStore, Prepared
 from steersman.runtime.deployment.watch import BundleWatch
@@ -47,7 +46,6 @@ class Control:
         assert deployment is not None
         deployment.told = told
         deployment.later = asyncio.get_running_loop().call_soon
-        gateway.metrics.add(lambda: metrics(deployment))
         deployer = Deployer(deployment, policies.store, SelfTest(scheduler), config.canary)
         state = AdminState(deployer, scheduler, gateway.pool, gateway.metrics.text, gateway.health, config.key_digest())
         self._runner = web.AppRunner(admin_app(state), access_log=None, shutdown_timeout=1.0)
