@@ -46,7 +46,7 @@ class Control:
         assert deployment is not None
         deployment.told = told
         deployment.later = asyncio.get_running_loop().call_soon
-        deployer = Deployer(deployment, policies.store, SelfTest(scheduler), config.canary)
+        self._deployer = deployer = Deployer(deployment, policies.store, SelfTest(scheduler), config.canary)
         state = AdminState(deployer, scheduler, gateway.pool, gateway.metrics.text, gateway.health, config.key_digest())
         self._runner = web.AppRunner(admin_app(state), access_log=None, shutdown_timeout=1.0)
         self._tls = tls
@@ -54,7 +54,8 @@ class Control:
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self, listener: socket.socket | None) -> None:
-        """Serve the admin API on `listener`, if there is one, and look after the bundle."""
+        """Go on with what was tried, serve the admin API on `listener`, if there is one, and look after the bundle."""
+        await self._deployer.restore()
         await self._runner.setup()
         if listener is not None:
             await web.SockSite(
@@ -69,6 +70,7 @@ class Control:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)  # what follows stops replicas
         await self._runner.cleanup()
+        await self._deployer.end()
 
 
 def check_reach(config: AdminConfig) -> None:

@@ -41,7 +41,13 @@ from steersman.runtime.tls import Tls
 if TYPE_CHECKING:
     from steersman.runtime.gateway.ext_proc.server import PickerServer
 
-_WARNINGS = ("canary_rolled_back", "shadow_switched_off", "refused", "not_remembered")  # of what policies go through
+_WARNINGS = (
+    "canary_rolled_back",
+    "shadow_switched_off",
+    "refused",
+    "not_remembered",
+    "not_restored",
+)  # of what policies go through
 
 
 class Secured(NamedTuple):
