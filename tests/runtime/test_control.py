@@ -33,9 +33,11 @@ def named(spec: str) -> Policy:
 
 
 @asynccontextmanager
-async def operated(path: Path | None = None, tls: Tls | None = None) -> AsyncIterator[tuple[Served, str, list[str]]]:
+async def operated(
+    path: Path | None = None, tls: Tls | None = None, folder: Path | None = None
+) -> AsyncIterator[tuple[Served, str, list[str]]]:
     """A gateway with its admin API, that API's URL, and what the operator was told."""
-    store, told = PolicyStore(None, named, 4), list[str]()
+    store, told = PolicyStore(folder, named, 4), list[str]()
     first = store.prepare_heuristic("jsed") if path is None else store.prepare_path(path)
     release, _ = store.begin(first)
     async with serving(release) as s:
@@ -70,6 +72,15 @@ async def test_the_admin_port_speaks_tls(tmp_path: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         state = await asyncio.to_thread(AdminClient(admin, None).state)
         assert state["policies"]["current"] == "jsed"
+
+
+async def test_what_is_tried_goes_on_when_the_gateway_is_started_again(tmp_path: Path) -> None:
+    async with operated(folder=tmp_path) as (s, admin, _):
+        await ask(s, "POST", f"{admin}/admin/policies?as=canary&share=0.5", json={"heuristic": "least-tokens"})
+    async with operated(folder=tmp_path) as (s, admin, told):
+        state = await ask(s, "GET", f"{admin}/admin/state")
+    assert state["policies"]["canary"]["version"] == "least-tokens"
+    assert told == ["least-tokens decides 0.5 of the requests as a canary"]
 
 
 async def test_a_pushed_bundle_decides_the_next_request(tmp_path: Path) -> None:

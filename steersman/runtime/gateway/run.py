@@ -218,8 +218,8 @@ async def _serve(
         _settle_memory()
         started = True
         announce(config.log, listener, scheduler, secured.front is not None)
-        if (warning := open_to(config)) is not None:
-            tell("open_to_all", warning, logging.WARNING)
+        for warning in open_to(config):
+            tell("open_to_others", warning, logging.WARNING)
         if admin_listener is not None:
             url = url_of(admin_listener, secured.admin is not None)
             tell("admin", f"admin API on {url}: steersman top, steersman policy", url=url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -62,11 +62,13 @@ def on_change(gateway: Gateway, pool: Pool) -> Callable[[int, Status], None]:
     return changed
 
 
-def open_to(config: GatewayConfig) -> str | None:
-    """What an operator should know of who may ask; None: nothing."""
-    if config.keys is not None or is_loopback(config.host):
-        return None
-    return f"no keys: whoever reaches {config.host} may ask, for any tenant; `steersman keys add` makes keys"
+def open_to(config: GatewayConfig) -> Iterator[str]:
+    """What an operator should know of who may ask, and of who may listen."""
+    if config.keys is None and not is_loopback(config.host):
+        yield f"no keys: whoever reaches {config.host} may ask, for any tenant; `steersman keys add` makes keys"
+    admin = config.admin
+    if admin is not None and admin.tls is None and not is_loopback(admin.host):
+        yield f"the admin key goes to {admin.host} in the clear; admin.tls encrypts it"
 
 
 def url_of(listener: socket.socket, secure: bool) -> str:
