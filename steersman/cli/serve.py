@@ -69,7 +69,7 @@ def serve(
     from steersman.runtime.fleet import load_fleet
     from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies
     from steersman.runtime.gateway import serve as run_gateway
-    from steersman.runtime.gateway.log import line
+    from steersman.runtime.log import line
     from steersman.runtime.observation import candidates_for
     from steersman.runtime.tenant import Tenant
     from steersman.runtime.workload import load_workload

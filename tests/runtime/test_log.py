@@ -15,9 +15,9 @@ from backends import Prefer, Served, serving
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steersman.runtime.gateway import log
+from steersman.runtime import log
 from steersman.runtime.gateway.access_log import AccessLog
-from steersman.runtime.gateway.log import LogConfig, line, logging_to, named, tell
+from steersman.runtime.log import LogConfig, line, logging_to, named, tell
 
 PATH = "/v1/completions"
 BODY = {"model": "m", "prompt": "a secret word", "max_tokens": 3}

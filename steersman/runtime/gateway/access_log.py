@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from steersman.runtime.gateway.http.server import Exchange
-from steersman.runtime.gateway.log import named
+from steersman.runtime.log import named
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Ticket
 

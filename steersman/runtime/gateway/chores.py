@@ -11,9 +11,9 @@ from steersman.runtime.deployment.scalars import Scalars
 from steersman.runtime.gateway.access import Access
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.audit import Audit
-from steersman.runtime.gateway.log import named, tell
 from steersman.runtime.gateway.window import Gathered, Window
 from steersman.runtime.journal import Journal
+from steersman.runtime.log import named, tell
 from steersman.runtime.outcomes import Summary
 from steersman.runtime.tls import Tls
 

@@ -13,8 +13,8 @@ from steersman.runtime.gateway.audit import AuditConfig
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.gateway.limits import FairShares
-from steersman.runtime.gateway.log import LogConfig
 from steersman.runtime.journal.config import JournalConfig
+from steersman.runtime.log import LogConfig
 from steersman.runtime.replica._health import HealthConfig
 from steersman.runtime.tls import TlsConfig
 

@@ -27,12 +27,12 @@ from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
-from steersman.runtime.gateway.log import logging_to, tell
 from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
 from steersman.runtime.gateway.terminal import announce, on_change, open_to, start, url_of
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
+from steersman.runtime.log import logging_to, tell
 from steersman.runtime.policy import Policy
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler

@@ -13,7 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from steersman.runtime.gateway.app import Gateway
 from steersman.runtime.gateway.config import GatewayConfig
 from steersman.runtime.gateway.control import is_loopback
-from steersman.runtime.gateway.log import LogConfig, line, tell
+from steersman.runtime.log import LogConfig, line, tell
 from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler

@@ -7,7 +7,7 @@ import logging
 import grpc
 
 from steersman.runtime.errors import UserError
-from steersman.runtime.gateway.log import tell
+from steersman.runtime.log import tell
 from steersman.runtime.tls import TlsConfig, context_of, stamp_of
 
 _WHERE = "ext_proc.tls"

@@ -19,7 +19,7 @@ from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.session import Session
-from steersman.runtime.gateway.log import named
+from steersman.runtime.log import named
 
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
 MOST_WAITING = 100_000  # streams that came and were not looked at yet: as many as Envoy's configuration lets through

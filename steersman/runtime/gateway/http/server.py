@@ -18,7 +18,7 @@ from pydantic import Field
 
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.log import named
+from steersman.runtime.log import named
 
 _BACKLOG_CONNECTIONS = 1024  # that wait to be accepted: asyncio's 100 would make thousands that come at once try again
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
