@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Literal, TextIO
@@ -18,6 +18,7 @@ import orjson
 from steersman.runtime.config import Model
 
 WAITING = 10_000  # lines that wait to be written; of more, the newest are dropped
+_PAUSE_S = 0.02  # between two times that lines are written
 _CLOSE_S = 1.0  # that the last lines may take when the gateway ends
 _log = logging.getLogger("steersman.gateway")
 
@@ -86,40 +87,48 @@ class Lines(logging.Handler):
         super().__init__()
         self.setFormatter(_format(config))
         self._config = config
-        self.dropped = 0  # lines, since the last that says so
         self._stream = stream
-        self._lines: queue.Queue[str | None] = queue.Queue(WAITING)
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._lines: deque[str] = deque()
+        self._dropped = 0  # lines, since the last one that says so
+        self._some, self._ends = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Put a line among those that wait."""
+        if len(self._lines) >= WAITING:
+            self._dropped += 1
+            return
         try:
-            self._lines.put_nowait(self.format(record))
-        except queue.Full:
-            self.dropped += 1
+            self._lines.append(self.format(record))
         except Exception:
             self.handleError(record)
-
-    def flush(self) -> None:
-        """Wait until all lines are written, but not for long."""
-        if self._thread.is_alive():
-            with contextlib.suppress(queue.Full):
-                self._lines.put(None, timeout=_CLOSE_S)
-            self._thread.join(_CLOSE_S)
+        if not self._some.is_set():
+            self._some.set()
 
     def close(self) -> None:
-        """Write what waits; nothing is written afterwards."""
-        self.flush()
+        """Write what waits, but not for long; nothing is written afterwards."""
+        self._ends.set()
+        self._some.set()
+        self._thread.join(_CLOSE_S)
         super().close()
 
+    def _run(self) -> None:
+        ends = False
+        while not ends:
+            self._some.wait()
+            self._some.clear()
+            ends = self._ends.is_set()
+            self._write()
+            self._ends.wait(_PAUSE_S)  # waking up for each line takes longer than all else about it
+
     def _write(self) -> None:
-        while (text := self._lines.get()) is not None:
-            lines = [text]
-            if self.dropped:
-                dropped, self.dropped = self.dropped, 0
-                said = f"{dropped} lines of the log were dropped: they are not read as fast as they come"
-                lines.append(line(self._config, "lines_dropped", said, logging.WARNING, lines=dropped))
+        lines = [self._lines.popleft() for _ in range(len(self._lines))]
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            said = f"{dropped} lines of the log were dropped: they are not read as fast as they come"
+            lines.append(line(self._config, "lines_dropped", said, logging.WARNING, lines=dropped))
+        if lines:
             with contextlib.suppress(OSError, ValueError):  # a full disk, or a reader that has left
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
