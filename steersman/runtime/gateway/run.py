@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import os
@@ -27,9 +26,10 @@ from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
+from steersman.runtime.gateway.listening import listen
 from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
-from steersman.runtime.gateway.terminal import announce, on_change, open_to, start, url_of
+from steersman.runtime.gateway.terminal import announce, on_change, open_to, policies_changed, start, url_of
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
 from steersman.runtime.log import logging_to, tell
@@ -40,14 +40,6 @@ from steersman.runtime.tls import Tls
 
 if TYPE_CHECKING:
     from steersman.runtime.gateway.ext_proc.server import PickerServer
-
-_WARNINGS = (
-    "canary_rolled_back",
-    "shadow_switched_off",
-    "refused",
-    "not_remembered",
-    "not_restored",
-)  # of what policies go through
 
 
 class Secured(NamedTuple):
@@ -76,7 +68,7 @@ def serve(
             left running.
     """
     with logging_to(sys.stderr, config.log):
-        listener = _listen(config.host, config.port, "--port")
+        listener = listen(config.host, config.port, "--port")
         admin_listener = None
         try:
             admin_listener = _listen_for_admin(config.admin)
@@ -127,31 +119,12 @@ def _listen_for_admin(config: AdminConfig | None) -> socket.socket | None:
     """A bound socket for the admin API; nobody who did not ask for one is kept from serving by a port in use."""
     if config is not None:
         check_reach(config)
-        return _listen(config.host, config.port, "admin.port")
+        return listen(config.host, config.port, "admin.port")
     try:
-        return _listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
+        return listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
     except UserError as error:
         tell("no_admin", f"no admin API: {error}", logging.WARNING)
         return None
-
-
-def _listen(host: str, port: int, option: str) -> socket.socket:
-    """A bound socket: taken before anything is started, so that a port in use costs nothing."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}: {error.strerror or error}") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)  # a second server on the port is refused here, not when requests come
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} on {host} is in use; choose another one with {option}") from None
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
 
 
 async def _serve(
@@ -200,7 +173,7 @@ async def _serve(
             open_metrics=access.keys is None,
         )
         pool.on_change = on_change(gateway, pool)
-        control = Control(config.admin or AdminConfig(), policies, gateway, _told, secured.admin)
+        control = Control(config.admin or AdminConfig(), policies, gateway, policies_changed, secured.admin)
         await control.start(admin_listener)
         server = Server(gateway.handle, _bounded(config.http))
         if config.log.access:
@@ -273,11 +246,6 @@ async def _serve(
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
             tell("stopped", "stopped")
-
-
-def _told(change: str, sentence: str) -> None:
-    """Tell what happened to the policies."""
-    tell(f"policy_{change}", sentence, logging.WARNING if change in _WARNINGS else logging.INFO)
 
 
 def _picker(config: GatewayConfig) -> PickerServer | None:

@@ -26,6 +26,8 @@ _SAID = {
     Status.DRAINING: "draining: it gets no new requests",
 }
 _BAD = (Status.DOWN, Status.OPEN)
+# Of what policies go through.
+_WARNINGS = ("canary_rolled_back", "shadow_switched_off", "refused", "not_remembered", "not_restored")
 
 
 async def start(pool: Pool, shown: bool) -> None:
@@ -60,6 +62,11 @@ def on_change(gateway: Gateway, pool: Pool) -> Callable[[int, Status], None]:
         tell("replica_status", f"replica {name} is {_SAID[status]}", level, replica=name, status=status.value)
 
     return changed
+
+
+def policies_changed(change: str, sentence: str) -> None:
+    """Tell what happened to the policies."""
+    tell(f"policy_{change}", sentence, logging.WARNING if change in _WARNINGS else logging.INFO)
 
 
 def open_to(config: GatewayConfig) -> Iterator[str]:
