@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,13 @@ from steersman.cli.common import (
     console,
     keys,
 )
+
+
+class LogFormat(StrEnum):
+    """How the gateway tells of events."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 @app.command()
@@ -45,6 +54,10 @@ def serve(
     tensorboard: Annotated[
         Path | None, typer.Option(help="Write what is served under training's names.", metavar="DIR")
     ] = None,
+    log_format: Annotated[
+        LogFormat | None, typer.Option("--log-format", help="How events are told on standard error. [default: text]")
+    ] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
     sets: Sets = None,
 ) -> None:
     """Run the gateway: an OpenAI-compatible server in front of the fleet, the policy deciding every request."""
@@ -52,9 +65,11 @@ def serve(
     from steersman.runtime.config import apply_sets, read_yaml, validate
     from steersman.runtime.configs import find_config
     from steersman.runtime.deployment.store import PolicyStore
+    from steersman.runtime.errors import UserError
     from steersman.runtime.fleet import load_fleet
     from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies
     from steersman.runtime.gateway import serve as run_gateway
+    from steersman.runtime.log import line
     from steersman.runtime.observation import candidates_for
     from steersman.runtime.tenant import Tenant
     from steersman.runtime.workload import load_workload
@@ -67,6 +82,9 @@ def serve(
         values.setdefault("ext_proc", {})
     if journal is not None:
         values["journal"] = {**(values.get("journal") or {}), "folder": str(journal)}
+    log = {} if log_format is None else {"format": log_format.value}
+    if log or access_log:
+        values["log"] = {**(values.get("log") or {}), **log, **({"access": True} if access_log else {})}
     settings = validate(GatewayConfig, apply_sets(values, sets or []), "serve" if path is None else str(path))
     tenants = settings.tenants or {
         name: GatewayTenant(**tenant.model_dump(include=set(Tenant.model_fields)))
@@ -84,14 +102,20 @@ def serve(
         from steersman.training.live import LiveBoard
 
         board = LiveBoard(tensorboard)
-    code = run_gateway(
-        settings,
-        served,
-        tenants,
-        policies,
-        serving(settings.fallback, candidates),
-        board=board.write if board else None,
-    )
+    try:
+        code = run_gateway(
+            settings,
+            served,
+            tenants,
+            policies,
+            serving(settings.fallback, candidates),
+            board=board.write if board else None,
+        )
+    except UserError as error:
+        if settings.log.format == "text":
+            raise
+        print(line(settings.log, "failed", str(error), logging.ERROR), file=sys.stderr)
+        code = 2
     if board is not None:
         board.close()
     raise typer.Exit(code)

@@ -99,11 +99,13 @@ class Ticket:
         "last_token_s",
         "late",
         "matched_tokens",
+        "outcome",
         "predicted_ttft_s",
         "replica",
         "request",
         "reserved",
         "seen",
+        "served",
         "stage",
         "streamed",
         "uncached_tokens",
@@ -126,5 +128,7 @@ class Ticket:
         self.reserved = 0  # tokens that count against its tenant's limits until it is over
         self.used: int | None = None  # tokens that its answer told of
         self.late = False  # its deadline came before its answer
+        self.outcome = ""  # once it is over: what became of it, and how it fared on its replica
+        self.served: Served | None = None
         self.first_token_s = math.nan
         self.last_token_s = math.nan

@@ -231,6 +231,21 @@ async def test_tokens_that_an_answer_used_are_what_counts() -> None:
         assert statuses == [200, 200, 200, 429, 429, 429]  # 10 tokens each, and more than 20 must be there
 
 
+@pytest.mark.parametrize(
+    "asked", [{"n": 4}, {"best_of": 4, "n": 1}, {"prompt": ["a", "b", "c", "d"]}, {"n": 2, "prompt": [[1], [2]]}]
+)
+async def test_each_answer_that_is_asked_for_counts_at_first(asked: dict[str, object]) -> None:
+    async with serving(Prefer(0, 1), tenants=tenants(limits=Limits(tokens_per_minute=100))) as s:
+        s.backends[0].hold = asyncio.Event()
+        asking = asyncio.create_task(s.client.post(PATH, json={**BODY, **asked, "max_tokens": 20}))
+        await s.backends[0].asked.wait()
+        async with s.client.post(PATH, json={**BODY, "max_tokens": 20}) as response:
+            assert response.status == 429
+        s.backends[0].hold.set()
+        async with await asking as response:
+            assert response.status == 200
+
+
 async def test_tokens_that_were_counted_are_what_counts_where_a_stream_tells_of_none() -> None:
     async with serving(Prefer(0, 1), tenants=tenants(limits=Limits(tokens_per_minute=45))) as s:
         s.backends[0].pieces = [event("a"), event("b"), event("c"), b"data: [DONE]\n\n"]

@@ -106,6 +106,15 @@ def test_cooling_is_no_failure() -> None:
     assert open_s(made, 6.0) == 1.0  # its first backoff: cooling was not one
 
 
+def test_cooling_makes_up_for_no_failure() -> None:
+    made = health()
+    made.failed(0.0, sent_s=0.0)
+    made.failed(1.0, sent_s=1.0)
+    made.cool(2.0, 1.0)
+    made.failed(2.5, sent_s=1.5)  # it was under way, and is none the better for the other's 429
+    assert made.status(3.4) is Status.OPEN
+
+
 @pytest.mark.parametrize(
     ("seconds", "status"), [(-5.0, Status.RAMPING), (math.nan, Status.RAMPING), (1e9, Status.OPEN)]
 )

@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 from backends import Served, serving
 from bundles import WEIGHTS, export
+from certificates import make, needs_openssl
 
 from steersman.agents.policies import heuristic
 from steersman.runtime import archive
+from steersman.runtime.admin.client import AdminClient
 from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.deployment.store import PolicyStore
 from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.policy import Policy
+from steersman.runtime.tls import Tls, TlsConfig
 
 PATH = "/v1/completions"
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
@@ -30,17 +33,20 @@ def named(spec: str) -> Policy:
 
 
 @asynccontextmanager
-async def operated(path: Path | None = None) -> AsyncIterator[tuple[Served, str, list[str]]]:
+async def operated(
+    path: Path | None = None, tls: Tls | None = None, folder: Path | None = None
+) -> AsyncIterator[tuple[Served, str, list[str]]]:
     """A gateway with its admin API, that API's URL, and what the operator was told."""
-    store, told = PolicyStore(None, named, 4), list[str]()
+    store, told = PolicyStore(folder, named, 4), list[str]()
     first = store.prepare_heuristic("jsed") if path is None else store.prepare_path(path)
     release, _ = store.begin(first)
     async with serving(release) as s:
-        control = Control(AdminConfig(), Policies(store, first, path), s.gateway, told.append)
+        policies = Policies(store, first, path)
+        control = Control(AdminConfig(), policies, s.gateway, lambda _event, said: told.append(said), tls)
         listener = socket.create_server(("127.0.0.1", 0))
         await control.start(listener)
         try:
-            yield s, f"http://127.0.0.1:{listener.getsockname()[1]}", told
+            yield s, f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}", told
         finally:
             await control.stop()
 
@@ -55,6 +61,26 @@ async def replica_of(s: Served) -> str:
     async with s.client.post(PATH, json=BODY) as response:
         assert response.status == 200
         return response.headers["X-Steersman-Replica"]
+
+
+@needs_openssl
+async def test_the_admin_port_speaks_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate, key = make(tmp_path)
+    async with operated(tls=Tls(TlsConfig(certificate=certificate, key=key), "admin.tls")) as (_, admin, _):
+        with pytest.raises(UserError, match=r"its certificate is not trusted here .* SSL_CERT_FILE"):
+            await asyncio.to_thread(AdminClient(admin, None).state)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        state = await asyncio.to_thread(AdminClient(admin, None).state)
+        assert state["policies"]["current"] == "jsed"
+
+
+async def test_what_is_tried_goes_on_when_the_gateway_is_started_again(tmp_path: Path) -> None:
+    async with operated(folder=tmp_path) as (s, admin, _):
+        await ask(s, "POST", f"{admin}/admin/policies?as=canary&share=0.5", json={"heuristic": "least-tokens"})
+    async with operated(folder=tmp_path) as (s, admin, told):
+        state = await ask(s, "GET", f"{admin}/admin/state")
+    assert state["policies"]["canary"]["version"] == "least-tokens"
+    assert told == ["least-tokens decides 0.5 of the requests as a canary"]
 
 
 async def test_a_pushed_bundle_decides_the_next_request(tmp_path: Path) -> None:
@@ -100,7 +126,7 @@ async def test_the_bundle_that_the_gateway_was_started_with_is_watched(
     async with operated(path) as (s, _, _):
         changed = asyncio.Event()
         assert s.gateway.scheduler.deployment is not None
-        s.gateway.scheduler.deployment.told = lambda said: changed.set()
+        s.gateway.scheduler.deployment.told = lambda _event, _said: changed.set()
         export(path, weights=WEIGHTS + 1)
         async with asyncio.timeout(30):
             await changed.wait()

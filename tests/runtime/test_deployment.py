@@ -172,15 +172,15 @@ def test_rollbacks_go_back_one_by_one() -> None:
 
 
 def test_every_change_is_one_sentence() -> None:
-    told: list[str] = []
-    s = scheduler(told=told.append)
+    told: list[tuple[str, str]] = []
+    s = scheduler(told=lambda *event: told.append(event))
     deployed(s).activate(Release(Fixed(SECOND), "next"))  # type: ignore[arg-type]
-    assert told == ["next decides, in place of now"]
+    assert told == [("activated", "next decides, in place of now")]
     assert stats(deployed(s)).changes == {"activated": 1}
 
 
 def test_nobody_to_tell_is_no_reason_to_fail() -> None:
-    def closed(sentence: str) -> None:
+    def closed(event: str, sentence: str) -> None:
         raise BrokenPipeError
 
     s = scheduler(told=closed)

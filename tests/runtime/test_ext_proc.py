@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, fleet_of, serving
+from certificates import make, needs_openssl, touch
 from simulated import TENANTS
 
 from steersman.runtime.errors import UserError
@@ -27,6 +29,7 @@ from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.keys import Keys, add_key
 from steersman.runtime.replica._health import Status
+from steersman.runtime.tls import TlsConfig
 
 grpc = pytest.importorskip("grpc", reason="Envoy mode needs grpcio: pip install 'steersman[envoy]'")
 from steersman.runtime.gateway.ext_proc.server import PickerServer  # noqa: E402
@@ -184,7 +187,7 @@ async def test_a_buffered_request_goes_where_the_policy_says() -> None:
         answer = await stream.send(BODY, {"authorization": "Bearer mine"})
         assert picked(answer) == p.endpoints[1]
         assert list(answer.request_body.response.header_mutation.remove_headers) == ["authorization"]
-        assert p.metric("decisions_total", replica="r1", policy="prefer") == 1
+        assert p.metric("decisions_total", replica="r1") == 1
         assert p.gateway.scheduler.inflight(1) == 1
         await stream.close()
 
@@ -282,7 +285,7 @@ async def test_a_held_request_is_decided_anew() -> None:
             await asyncio.sleep(0)
         policy.go = True
         assert picked(await stream.answer()) == p.endpoints[0]
-        assert p.metric("decisions_total", replica="hold", policy="waits") >= 1
+        assert p.metric("decisions_total", replica="hold") >= 1
         await stream.close()
         assert p.metric("held") == 0
 
@@ -319,7 +322,7 @@ async def test_shed_is_429_with_a_time_to_retry() -> None:
         assert (status, error["code"]) == (429, "shed")
         assert int(headers["retry-after"]) >= 1
         await p.served.idle()
-        assert p.metric("shed_total", tenant="strict", policy="prefer") == 1
+        assert p.metric("requests_total", tenant="strict", outcome="shed") == 1
         assert p.metric("requests_total", tenant="strict", outcome="shed") == 1
 
 
@@ -397,6 +400,19 @@ async def test_while_draining_new_requests_are_503_and_the_picker_is_not_ready()
         assert refused(await p.stream().send(BODY))[:1] == (503,)
         assert await check(b"") == b"\x08\x02"
         assert await check(b"\x0a\x08liveness") == b"\x08\x01"
+
+
+async def test_a_picker_that_is_about_to_stop_is_not_ready_but_decides() -> None:
+    async with picking(Prefer(0, 1)) as p:
+        p.gateway.phase = Phase.LEAVING
+        assert await p.channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x02"
+        assert picked(await p.stream().send(BODY)) == p.endpoints[0]
+
+
+async def test_of_thousands_that_come_at_once_none_is_dropped() -> None:
+    async with picking(Prefer(0, 1)) as p:
+        check = p.channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert set(await asyncio.gather(*(check(b"") for _ in range(4000)))) == {b"\x08\x01"}
 
 
 async def test_a_deadline_ends_a_held_request() -> None:
@@ -605,6 +621,38 @@ async def test_a_port_in_use_is_said() -> None:
     async with picking(Prefer(0, 1)) as p:
         with pytest.raises(UserError, match="in use"):
             PickerServer(ExtProcConfig(port=p.server.port), 1 << 20)
+
+
+@needs_openssl
+async def test_a_renewed_certificate_holds_for_the_next_connection(tmp_path: Path) -> None:
+    certificate, key = make(tmp_path)
+    tls = TlsConfig(certificate=certificate, key=key)
+    async with serving(Prefer(0, 1)) as served:
+        server = PickerServer(ExtProcConfig(port=0, tls=tls), 1 << 20)
+        try:
+            await server.start(served.gateway)
+
+            async def shown() -> str:
+                return (await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", server.port))).strip()
+
+            assert await shown() == certificate.read_text().strip()
+            make(tmp_path)
+            touch(certificate, key)
+            renewed = certificate.read_text().strip()
+            assert await shown() == renewed
+            key.write_text("nonsense")
+            touch(key)
+            assert await shown() == renewed
+        finally:
+            await server.stop()
+
+
+@needs_openssl
+async def test_a_certificate_that_is_no_good_is_said_at_the_start(tmp_path: Path) -> None:
+    certificate, key = make(tmp_path)
+    key.write_text("nonsense")
+    with pytest.raises(UserError, match=r"ext_proc\.tls: .* are not a certificate and its key"):
+        PickerServer(ExtProcConfig(port=0, tls=TlsConfig(certificate=certificate, key=key)), 1 << 20)
 
 
 async def test_a_url_with_a_path_is_refused_at_the_start() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steersman.runtime.gateway.limits import Bucket, FairShares, Limiter, Limits, OverLimit, retry_after
+from steersman.runtime.gateway.limits import Bucket, FairShares, Limiter, Limits, OverLimit
 
 
 def limiter(fair: FairShares | None = None, **limits: Limits) -> Limiter:
@@ -153,8 +153,3 @@ def test_counts_return_to_zero_and_no_minute_gives_more_than_two_minutes_worth(
     assert limits.open == [0, 0, 0]
     for i, start in enumerate(admitted_a):
         assert sum(start <= at < start + 60.0 for at in admitted_a[i:]) <= 20
-
-
-@pytest.mark.parametrize(("seconds", "said"), [(0.0, "1"), (1.2, "2"), (59.5, "60"), (1e9, "60"), (float("nan"), "1")])
-def test_retry_after_is_whole_seconds_up_to_a_minute(seconds: float, said: str) -> None:
-    assert retry_after(seconds) == {"Retry-After": said}

@@ -221,7 +221,7 @@ async def test_a_pushed_bundle_decides(tmp_path: Path) -> None:
 async def test_a_bundle_can_look_on_first_then_decide_some_then_all(tmp_path: Path) -> None:
     it = deployer()
     version = (await it.push_zip(zipped(tmp_path), "shadow")).version
-    assert it.stop("shadow").sentence == f"the shadow {version} was stopped"
+    assert (await it.stop("shadow")).sentence == f"the shadow {version} was stopped"
     await it.activate(version, "canary", 0.2)
     assert it.deployment.canary is not None
     assert it.deployment.canary.share == 0.2
@@ -406,3 +406,99 @@ def test_a_bundles_policy_decides_in_the_scheduler(tmp_path: Path) -> None:
     s = Scheduler(fleet({}, {}), TENANTS, release, named("jsed"), policy_limit_s=SLOW_MACHINE_S)
     decision = s.decide(s.arrive(LiveRequest(tenant=0, prompt_tokens=100, max_tokens=10)))
     assert (decision.policy, decision.version, decision.fallback) == ("learned", release.version, None)
+
+
+# What is tried, after a restart
+
+
+async def tried(folder: Path) -> Deployer:
+    """A gateway that tries a shadow and a canary."""
+    it = deployer(folder)
+    await it.restore()
+    await it.push_heuristic("least-tokens", "shadow")
+    await it.push_heuristic("round-robin", "canary", 0.25)
+    return it
+
+
+def on_trial(deployment: Deployment) -> tuple[str, str, float]:
+    shadow, canary = deployment.shadow, deployment.canary
+    return (
+        "" if shadow is None else shadow.release.version,
+        "" if canary is None else canary.release.version,
+        0.0 if canary is None else canary.share,
+    )
+
+
+async def test_what_is_tried_goes_on_after_an_orderly_restart(tmp_path: Path) -> None:
+    await (await tried(tmp_path)).end()
+    after = deployer(tmp_path)
+    assert on_trial(after.deployment) == ("", "", 0.0)
+    await after.restore()
+    assert versions(after.deployment) == ("jsed", [])
+    assert on_trial(after.deployment) == ("least-tokens", "round-robin", 0.25)
+
+
+async def test_what_was_tried_when_the_gateway_crashed_does_not_go_on_and_that_is_said(tmp_path: Path) -> None:
+    await tried(tmp_path)
+    after = deployer(tmp_path)
+    await after.restore()
+    assert on_trial(after.deployment) == ("", "", 0.0)
+    assert after.deployment.changes["not_restored"] == 2
+    assert after.deployment.events[-1].sentence == (
+        "the canary round-robin does not go on: the gateway did not end in order, and this policy may be why; "
+        "push it again"
+    )
+
+
+async def test_what_was_lost_is_said_once(tmp_path: Path) -> None:
+    await tried(tmp_path)
+    await deployer(tmp_path).restore()
+    again = deployer(tmp_path)
+    await again.restore()
+    assert not again.deployment.events
+
+
+async def test_a_crash_after_the_restart_ends_what_is_tried(tmp_path: Path) -> None:
+    await (await tried(tmp_path)).end()
+    await deployer(tmp_path).restore()
+    after = deployer(tmp_path)
+    await after.restore()
+    assert on_trial(after.deployment) == ("", "", 0.0)
+
+
+async def test_a_start_that_failed_loses_nothing(tmp_path: Path) -> None:
+    await (await tried(tmp_path)).end()
+    await deployer(tmp_path).end()  # its replicas did not start, say
+    after = deployer(tmp_path)
+    await after.restore()
+    assert on_trial(after.deployment) == ("least-tokens", "round-robin", 0.25)
+
+
+async def test_beside_another_policy_nothing_goes_on(tmp_path: Path) -> None:
+    await (await tried(tmp_path)).end()
+    after = deployer(tmp_path, configured="least-requests")
+    await after.restore()
+    assert on_trial(after.deployment) == ("", "", 0.0)
+    assert "was started with another policy than before" in after.deployment.events[-1].sentence
+
+
+async def test_a_canary_that_cannot_be_loaded_any_more_is_said(tmp_path: Path) -> None:
+    before = deployer(tmp_path / "store")
+    await before.restore()
+    version = (await before.push_zip(zipped(tmp_path), "canary")).version
+    await before.end()
+    (tmp_path / "store" / f"{version}.zip").write_bytes(b"nonsense")
+    after = deployer(tmp_path / "store")
+    await after.restore()
+    assert on_trial(after.deployment) == ("", "", 0.0)
+    assert f"the canary {version} does not go on: " in after.deployment.events[-1].sentence
+
+
+@pytest.mark.parametrize("end", ["stop", "promote"])
+async def test_what_is_tried_no_more_does_not_come_back(end: str, tmp_path: Path) -> None:
+    before = await tried(tmp_path)
+    await (before.stop("canary") if end == "stop" else before.promote())
+    await before.end()
+    after = deployer(tmp_path)
+    await after.restore()
+    assert on_trial(after.deployment) == ("least-tokens", "", 0.0)

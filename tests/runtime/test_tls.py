@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from pathlib import Path
 
 import pytest
-from certificates import make, needs_openssl
+from certificates import make, needs_openssl, touch
 from wire import Echo, answers_in
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.http.server import Server
-from steersman.runtime.gateway.tls import Tls, TlsConfig
+from steersman.runtime.tls import Tls, TlsConfig
 
 pytestmark = needs_openssl
 
 
 def tls(certificate: Path, key: Path) -> Tls:
     return Tls(TlsConfig(certificate=certificate, key=key))
-
-
-def touch(*paths: Path) -> None:
-    for path in paths:
-        later = path.stat().st_mtime_ns + 1_000_000
-        os.utime(path, ns=(later, later))
 
 
 async def ask(port: int, version: ssl.TLSVersion | None = None) -> tuple[bytes, int]:

@@ -204,7 +204,7 @@ class _Api:
 
     async def stop(self, request: web.Request) -> Mapping[str, Any]:
         place = request.match_info["place"]
-        return _told(self._state.deployer.stop("shadow" if place == "shadow" else "canary"))
+        return _told(await self._state.deployer.stop("shadow" if place == "shadow" else "canary"))
 
     # Replicas
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -103,6 +104,11 @@ class AdminClient:
             raise UserError(str(said)) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise UserError(
+                    f"{self._url}: its certificate is not trusted here ({reason.verify_message}); "
+                    "name a file with that of its issuer in SSL_CERT_FILE"
+                ) from None
             said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
             raise UserError(
                 f"{self._url}: no gateway answers there ({said}); name its admin port with --admin or STEERSMAN_ADMIN"

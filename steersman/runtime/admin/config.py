@@ -10,6 +10,7 @@ from pydantic import Field
 
 from steersman.runtime.config import Model
 from steersman.runtime.deployment import CanaryBounds
+from steersman.runtime.tls import TlsConfig
 
 KEY_ENV = "STEERSMAN_ADMIN_KEY"
 
@@ -23,6 +24,7 @@ class AdminConfig(Model):
         default="", pattern="^([0-9a-f]{64})?$", description=f"of the admin key; by default of ${KEY_ENV}"
     )
     policies: Path | None = Field(default=None, description="folder for pushed policies; without, a restart forgets")
+    tls: TlsConfig | None = Field(default=None, description="of this port; read again when its files change")
     canary: CanaryBounds = CanaryBounds()
 
     def key_digest(self) -> str:

@@ -15,7 +15,7 @@ from steersman.runtime.deployment.canary import CanaryBounds
 from steersman.runtime.deployment.deployment import Deployment
 from steersman.runtime.deployment.release import BrokenPolicy, Release
 from steersman.runtime.deployment.selftest import SelfTest
-from steersman.runtime.deployment.store import PolicyStore, Prepared
+from steersman.runtime.deployment.store import PolicyStore, Prepared, Trials
 from steersman.runtime.errors import UserError
 
 Place = Literal["current", "shadow", "canary"]
@@ -55,6 +55,7 @@ class Deployer:
         self._bounds = bounds or CanaryBounds()
         self._turn = asyncio.Lock()
         self._writing = asyncio.Lock()
+        self._restored = False
         policy = deployment.current.policy
         if isinstance(policy, BrokenPolicy):
             deployment.say("refused", f"{deployment.fallback.version} decides for {policy.name}: {policy.sentence}")
@@ -118,14 +119,38 @@ class Deployer:
         """
         return await self._remembered(self.deployment.promote().version)
 
-    def stop(self, place: Literal["shadow", "canary"]) -> Done:
+    async def stop(self, place: Literal["shadow", "canary"]) -> Done:
         """A shadow or canary is deployed no more.
 
         Raises:
             UserError: there is none.
         """
         stop: Callable[[], Release] = self.deployment.stop_shadow if place == "shadow" else self.deployment.stop_canary
-        return Done(stop().version, self.deployment.events[-1].sentence)
+        return await self._remembered(stop().version)
+
+    async def restore(self) -> None:
+        """The shadow and the canary of a gateway that ended in order go on, counted anew. What does not is said."""
+        trials, why_not = self.store.index.trials, self.store.interrupted
+        tried: tuple[tuple[Place, str], ...] = (("shadow", trials.shadow), ("canary", trials.canary))
+        for place, version in tried:
+            if not version:
+                continue
+            try:
+                if why_not:
+                    raise UserError(f"{why_not}; push it again")
+                release = await asyncio.to_thread(self.store.load, version)
+                await asyncio.to_thread(self._self_test.check, release.policy, version)
+                self._try(release, place, trials.share)
+            except UserError as error:
+                self.deployment.say("not_restored", f"the {place} {version} does not go on: {error}")
+        if trials.shadow or trials.canary:
+            await self._remembered("")
+        self._restored = True
+
+    async def end(self) -> None:
+        """The gateway ends in order: what is tried now goes on at its next start."""
+        if self._restored:
+            await self._remembered("", orderly=True)
 
     def listed(self) -> list[Listed]:
         """Every policy of the store, the last pushed first."""
@@ -164,30 +189,43 @@ class Deployer:
         await asyncio.to_thread(self.store.keep, prepared, {version for _, version in self._placed()})
 
     async def _deploy(self, release: Release, place: Place, share: float) -> Done:
-        if place == "shadow":
-            self.deployment.start_shadow(release)
-        elif place == "canary":
-            self.deployment.start_canary(release, share, self._bounds)
+        if place != "current":
+            self._try(release, place, share)
         elif self._decides_already(release.version):
             return Done(release.version, f"{release.version} decides already")
         else:
             self.deployment.activate(release)
-            return await self._remembered(release.version)
-        return Done(release.version, self.deployment.events[-1].sentence)
+        return await self._remembered(release.version)
+
+    def _try(self, release: Release, place: Place, share: float) -> None:
+        if place == "shadow":
+            self.deployment.start_shadow(release)
+        else:
+            self.deployment.start_canary(release, share, self._bounds)
 
     def _decides_already(self, version: str) -> bool:
         current = self.deployment.current
         return current.version == version and not isinstance(current.policy, BrokenPolicy)
 
-    async def _remembered(self, version: str) -> Done:
+    async def _remembered(self, version: str, *, orderly: bool = False) -> Done:
         """Write down what has just changed. The change stands, also where it cannot be written down."""
         deployment = self.deployment
-        sentence = deployment.events[-1].sentence
+        sentence = deployment.events[-1].sentence if deployment.events else ""
         async with self._writing:  # the last one to write sees all changes
             predecessors = [release.version for release in deployment.predecessors]
             try:
-                await asyncio.to_thread(self.store.remember, deployment.current.version, predecessors)
+                await asyncio.to_thread(
+                    self.store.remember, deployment.current.version, predecessors, self._trials(), orderly=orderly
+                )
             except UserError as error:
                 sentence = f"{sentence}, but a restart will not know it: {error}"
                 deployment.say("not_remembered", sentence)
         return Done(version, sentence)
+
+    def _trials(self) -> Trials:
+        shadow, canary = self.deployment.shadow, self.deployment.canary
+        return Trials(
+            shadow="" if shadow is None or shadow.off else shadow.release.version,
+            canary="" if canary is None else canary.release.version,
+            share=0.0 if canary is None else canary.share,
+        )

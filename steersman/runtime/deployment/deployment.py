@@ -61,7 +61,7 @@ class Deployment:
         rows: np.ndarray,
         mask: np.ndarray,
         limit_s: float = LIMIT_S,
-        told: Callable[[str], object] = lambda _sentence: None,
+        told: Callable[[str, str], object] = lambda _event, _sentence: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.limit_s = limit_s
@@ -236,7 +236,7 @@ class Deployment:
         self.changes[kind] += 1
         self.events.append(Event(time.time(), sentence))
         with contextlib.suppress(Exception):  # no request fails because nobody can be told
-            self.told(sentence)
+            self.told(kind, sentence)
 
     def _take_back(self, canary: Canary, why: str) -> None:
         self._end_canary(canary)

@@ -41,6 +41,14 @@ class Entry(Model):
     heuristic: str = Field(default="", description="what it is named by; empty: a bundle")
 
 
+class Trials(Model):
+    """Policies that are tried beside the current one, by version."""
+
+    shadow: str = ""
+    canary: str = ""
+    share: float = Field(default=0.0, description="of the requests, that the canary decides")
+
+
 class Index(Model):
     """`policies.json`."""
 
@@ -48,6 +56,8 @@ class Index(Model):
     configured: str = Field(default="", description="version that the gateway was last started with")
     current: str = ""
     predecessors: tuple[str, ...] = Field(default=(), description="oldest first")
+    trials: Trials = Trials()
+    orderly: bool = Field(default=False, description="the gateway ended as it was told to, and wrote this last")
     policies: dict[str, Entry] = Field(default={}, description="by version, oldest first")
 
 
@@ -78,6 +88,7 @@ class PolicyStore:
         self._data: dict[str, bytes] = {}  # bundles, where there is no folder
         self._lock = threading.Lock()
         self.index = Index()
+        self.interrupted = ""  # why the trials of the index must not go on, once the gateway has begun
         if folder is None:
             return
         try:
@@ -155,14 +166,16 @@ class PolicyStore:
 
     # Which one decides
 
-    def remember(self, current: str, predecessors: list[str]) -> None:
-        """Write down which policy decides, for the next start.
+    def remember(
+        self, current: str, predecessors: list[str], trials: Trials | None = None, *, orderly: bool = False
+    ) -> None:
+        """Write down which policy decides and which are tried, for the next start. orderly: the gateway ends.
 
         Raises:
             UserError: the folder cannot be written.
         """
         with self._lock:
-            self._write(current=current, predecessors=tuple(predecessors))
+            self._write(current=current, predecessors=tuple(predecessors), trials=trials or Trials(), orderly=orderly)
 
     def configured(self, version: str) -> None:
         """The policy that the gateway is started with is this one now. Errors as `remember`."""
@@ -179,6 +192,10 @@ class PolicyStore:
             UserError: the folder cannot be written.
         """
         before, version = self.index, configured.release.version
+        if before.configured != version:
+            self.interrupted = "the gateway was started with another policy than before"
+        elif not before.orderly:
+            self.interrupted = "the gateway did not end in order, and this policy may be why"
         self.keep(configured)
         earlier = list(before.predecessors)
         if before.current in ("", version):
@@ -192,6 +209,7 @@ class PolicyStore:
         with self._lock:
             self._write(
                 configured=version,
+                orderly=before.orderly and not self.interrupted,
                 current=first.version,
                 predecessors=tuple(release.version for release in predecessors),
             )
@@ -213,6 +231,7 @@ class PolicyStore:
     def _forget_old(self, in_use: set[str]) -> None:
         index = self.index
         used = in_use | {index.configured, index.current, *index.predecessors, *list(index.policies)[-KEPT:]}
+        used |= {index.trials.shadow, index.trials.canary}
         old = [version for version in index.policies if version not in used]
         if not old:
             return

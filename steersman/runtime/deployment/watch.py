@@ -10,6 +10,7 @@ from pathlib import Path
 
 from steersman.runtime import archive
 from steersman.runtime.errors import UserError
+from steersman.runtime.log import named
 
 EVERY_S = 1.0
 _log = logging.getLogger("steersman.gateway")
@@ -36,7 +37,7 @@ class BundleWatch:
             try:
                 await self.look()
             except Exception:  # whatever a bundle does to those who read it, the next one is looked at
-                _log.exception("%s could not be looked at", self.path)
+                _log.exception("%s could not be looked at", self.path, extra=named("bundle_watch_failed", {}))
 
     async def look(self) -> None:
         """Look once."""

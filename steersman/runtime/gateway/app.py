@@ -10,15 +10,18 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 
+from steersman.runtime.deployment.metrics import metrics as policy_metrics
 from steersman.runtime.gateway.access import Access, Caller
+from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.server import Exchange
-from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit, retry_after
+from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit
 from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_caches, of_journal
 from steersman.runtime.gateway.prompt import Call, read_call
 from steersman.runtime.gateway.refusals import all_failed, not_allowed, turned_away
 from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
+from steersman.runtime.gateway.retry_after import retry_after
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
 from steersman.runtime.plugins import nearest
@@ -72,10 +75,13 @@ class Gateway:
         self.window = window
         self.inflight = 0
         self.phase = Phase.SERVING
+        self.access_log: AccessLog | None = None
         self._audit, self._journal = audit, journal
         self.metrics.add(lambda: of_caches(pool.names, pool.prefix_hit_rate))
         if journal is not None:
             self.metrics.add(lambda: of_journal(journal))
+        if (deployment := scheduler.deployment) is not None:
+            self.metrics.add(lambda: policy_metrics(deployment))
         if audit is not None:
             self.metrics.add(lambda: of_audit(audit))
         self._open_metrics = open_metrics
@@ -157,14 +163,20 @@ class Gateway:
         return json.dumps({"object": "list", "data": models}).encode()
 
     def health(self) -> dict[str, object]:
-        """`status` is "ok", or says what is wrong; `replicas` says for each whether it may take requests."""
+        """`status` is "ok", or says what is wrong; `replicas` tells operators which ones may take requests."""
         up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
-        status = "draining" if self.phase else "ok" if any(up.values()) else "no replica is up"
-        return {"status": status, "replicas": up}
+        return {"status": self._status(), "replicas": up}
+
+    def _status(self) -> str:
+        if self.phase:
+            return "draining"
+        return "ok" if self.scheduler.replicas["up"].any() else "no replica is up"
 
     def _health(self, exchange: Exchange) -> None:
-        health = self.health()
-        exchange.respond(200 if health["status"] == "ok" else 503, json.dumps(health).encode())
+        # Everybody may ask: how many there are, and none of their names.
+        status, up = self._status(), self.scheduler.replicas["up"]
+        health = {"status": status, "replicas": {"up": int((up == 1).sum()), "of": len(up)}}
+        exchange.respond(200 if status == "ok" else 503, json.dumps(health).encode())
 
     def _show_metrics(self, exchange: Exchange) -> None:
         exchange.respond(200, self.metrics.text(), content_type=CONTENT_TYPE.encode())
@@ -173,6 +185,7 @@ class Gateway:
 
     async def _completions(self, exchange: Exchange) -> None:
         caller, call, ticket = self.enter(exchange.headers, exchange.path, exchange.body)
+        exchange.ticket = ticket
         deadline = None
         if caller.deadline_s is not None:
             deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
@@ -210,7 +223,7 @@ class Gateway:
                 headers={"Retry-After": "30"},
             )
         call = read_call(body, path == EMBEDDINGS)
-        ticket = self._admit(caller, self._live_request(caller, call))
+        ticket = self._admit(caller, self._live_request(caller, call), call.answers)
         self.inflight += 1
         self._idle.clear()
         return caller, call, ticket
@@ -225,10 +238,10 @@ class Gateway:
         if not self.inflight:
             self._idle.set()
 
-    def _admit(self, caller: Caller, live: LiveRequest) -> Ticket:
-        """One over a limit is no arrival for the policy, and no broken promise."""
+    def _admit(self, caller: Caller, live: LiveRequest, answers: int) -> Ticket:
+        """One over a limit is no arrival for the policy, and no broken promise. answers: that it asks for."""
         live = self.scheduler.bounded(live)
-        reserved = live.prompt_tokens + live.max_tokens
+        reserved = live.prompt_tokens + answers * live.max_tokens
         try:
             self.limiter.admit(caller.tenant, reserved, self._slots, self.scheduler.now)
         except OverLimit as over:
@@ -286,10 +299,6 @@ class Gateway:
             except asyncio.CancelledError:
                 self._broke_off(ticket, self._cause(ticket))
                 raise
-            except ApiError:  # it cannot be put into this replica's words
-                ticket.used = 0
-                self._broke_off(ticket, "rejected")
-                raise
             except BaseException:  # a bug of ours
                 self._broke_off(ticket, "failed")
                 raise
@@ -322,7 +331,7 @@ class Gateway:
         if self._journal is not None:
             self._journal.decided(self.scheduler, ticket, decision)
         if not exclude or kind is not Kind.REFUSED:
-            self.metrics.decided(ticket.request.tenant, decision)
+            self.metrics.decided(decision)
         if self._audit is not None and caller.regions and kind is not Kind.HOLD:
             self._audit.decided(
                 request_id,
@@ -376,6 +385,7 @@ class Gateway:
         served: how it fared on its replica; attained: whether its promise was kept, where that does not say.
         cached_tokens: of its prompt, as the replica tells.
         """
+        ticket.outcome, ticket.served = outcome, served
         self.metrics.over(ticket.request.tenant, outcome, attained if served is None else served.attained)
         if self.window is not None:
             self.window.over(ticket, outcome, served, attained, cached_tokens or 0)

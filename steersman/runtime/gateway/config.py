@@ -13,9 +13,10 @@ from steersman.runtime.gateway.audit import AuditConfig
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.http.server import HttpLimits
 from steersman.runtime.gateway.limits import FairShares
-from steersman.runtime.gateway.tls import TlsConfig
 from steersman.runtime.journal.config import JournalConfig
+from steersman.runtime.log import LogConfig
 from steersman.runtime.replica._health import HealthConfig
+from steersman.runtime.tls import TlsConfig
 
 
 class GatewayConfig(Model):
@@ -37,6 +38,7 @@ class GatewayConfig(Model):
     fair_shares: FairShares | None = Field(default=None, description="bounds on tenants while the fleet is full")
     audit: AuditConfig | None = Field(default=None, description="where requests with a rule on their data went")
     journal: JournalConfig | None = Field(default=None, description="where decisions and outcomes are recorded")
+    log: LogConfig = LogConfig()
     policy_limit_s: float = Field(default=1e-3, gt=0, description="a slower decision is the fallback's")
     admin: AdminConfig | None = Field(default=None, description="without: on its default port, if that is free")
     drain_notice_s: float = Field(

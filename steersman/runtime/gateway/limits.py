@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from pydantic import Field
@@ -118,8 +117,3 @@ class Limiter:
         """By weight, among those that have requests open, and itself."""
         others = sum(w for i, w in enumerate(self._weights) if self.open[i] and i != tenant)
         return self._weights[tenant] / (others + self._weights[tenant])
-
-
-def retry_after(seconds: float) -> dict[str, str]:
-    """The header that says when to try again: whole seconds, at least one, at most a minute."""
-    return {"Retry-After": str(math.ceil(min(60.0, max(1.0, seconds))))}

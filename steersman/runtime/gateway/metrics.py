@@ -25,7 +25,6 @@ from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Decision, Kind, Served
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_DECISION_S = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.1)
 _TTFT_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 50)
 _TPOT_S = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1)
 _E2E_S = (0.1, 0.2, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 45, 60, 120, 300)
@@ -125,12 +124,9 @@ class Metrics(Collector):
         self._scheduler = scheduler
         self.tenants = list(scheduler.tenants)
         self._names = scheduler.fleet.names
-        self._decisions = Counts(
-            "decisions", "Decisions by replica (or hold, or shed) and the policy that took them", "replica", "policy"
-        )
-        self._shed = Counts("shed", "Requests turned away by the policy", "tenant", "policy")
+        # Who decided is what a deployment counts, by policy; here, what.
+        self._decisions = Counts("decisions", "Decisions by the replica chosen, or hold, or shed", "replica")
         self._refused = Counts("refused", "Requests that no replica may take, by reason", "reason")
-        self._decision_s = Histogram("decision_seconds", "Time that the policy took to score", _DECISION_S)
         self._ttft_s = Histogram("ttft_seconds", "Arrival to first token, streams only", _TTFT_S, "tenant")
         self._tpot_s = Histogram(
             "tpot_seconds", "Time per output token after the first, streams only", _TPOT_S, "tenant"
@@ -157,21 +153,14 @@ class Metrics(Collector):
         """`collect` gives further metrics, whenever they are asked for."""
         self._more.append(collect)
 
-    def decided(self, tenant: int, decision: Decision) -> None:
+    def decided(self, decision: Decision) -> None:
         """A decision was taken."""
         kind = decision.kind
         if kind is Kind.REFUSED:
             for reason in decision.reasons:
                 self._refused.add(reason.name.lower())
-            return
-        self._decision_s.observe(decision.decision_s)
-        if kind is Kind.DISPATCH:
-            self._decisions.add(self._names[decision.replica], decision.policy)
-        elif kind is Kind.HOLD:
-            self._decisions.add("hold", decision.policy)
         else:
-            self._shed.add(self.tenants[tenant], decision.policy)
-            self._decisions.add("shed", decision.policy)
+            self._decisions.add(self._names[decision.replica] if kind is Kind.DISPATCH else kind.value)
 
     def over(self, tenant: int, outcome: str, attained: bool) -> None:
         """A request is over, as `Gateway.ended` tells, or over a limit (limited)."""
@@ -213,7 +202,6 @@ class Metrics(Collector):
         """All of it, for a registry."""
         for counts in (
             self._decisions,
-            self._shed,
             self._refused,
             self._requests,
             self._attained,
@@ -224,15 +212,9 @@ class Metrics(Collector):
             self._retries,
         ):
             yield counts.metric()
-        for histogram in (self._decision_s, self._ttft_s, self._tpot_s, self._e2e_s):
+        for histogram in (self._ttft_s, self._tpot_s, self._e2e_s):
             yield histogram.metric()
         scheduler = self._scheduler
-        fallbacks = CounterMetricFamily(
-            "steersman_fallbacks", "Decisions of the fallback heuristic, by reason", labels=("reason",)
-        )
-        for reason, count in scheduler.fallbacks.items():
-            fallbacks.add_metric((reason,), count)
-        yield fallbacks
         yield GaugeMetricFamily(
             "steersman_held", "Requests that wait at the gateway now", float(scheduler.book.fleet["held"][0])
         )
@@ -247,11 +229,6 @@ class Metrics(Collector):
         )
         age = scheduler.now - scheduler.book.views["scraped_at_s"]
         yield self._gauge("engine_metrics_age_seconds", "Since an engine's metrics were last read", age)
-        policy, fallback = scheduler.policy, scheduler.fallback
-        if policy is not None and fallback is not None:
-            info = GaugeMetricFamily("steersman_policy_info", "The policy in use", labels=("policy", "fallback"))
-            info.add_metric((policy.name, fallback.name), 1.0)
-            yield info
         for collect in self._more:
             yield from collect()
 

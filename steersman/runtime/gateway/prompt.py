@@ -18,6 +18,7 @@ BLOCK_TOKENS = 64  # what that stands for before anything was learnt
 _VALUES = 2_000_000  # of a body, about
 _PARTS = 32_768  # messages, and parts of their contents
 _BLOCKS = 16_384  # that are told apart: a million tokens
+_ANSWERS = 1024  # to one prompt, that count against limits
 _KEY = secrets.randbits(62)  # identities mean nothing outside this process
 
 
@@ -30,6 +31,7 @@ class Call(NamedTuple):
     prompt_bytes: int  # length of the canonical prompt
     exact_tokens: int | None  # for prompts that come as token ids
     keys: np.ndarray  # int64: identities of the prompt's full blocks
+    answers: int = 1  # of up to max_tokens each
 
 
 def read_call(body: bytes, embeds: bool = False) -> Call:
@@ -68,7 +70,15 @@ def read_call(body: bytes, embeds: bool = False) -> Call:
     else:
         raise ApiError(400, "the body needs 'messages' or 'prompt'", param="messages")
     stream = bool(_field(data, "stream", (bool, type(None)), False))
-    return Call(model, stream, limit or 0, len(text), exact, prefix_keys(text))
+    return Call(model, stream, limit or 0, len(text), exact, prefix_keys(text), _answers(data))
+
+
+def _answers(data: dict[str, Any]) -> int:
+    """How many answers a replica would write: `n` or `best_of` for each prompt. Odd values are its to refuse."""
+    asked = [value for name in ("n", "best_of") if type(value := data.get(name)) is int]
+    prompt = data.get("prompt")
+    prompts = len(prompt) if isinstance(prompt, list) and prompt and type(prompt[0]) is not int else 1
+    return min(_ANSWERS, max([1, *asked])) * prompts
 
 
 def prefix_keys(text: bytes) -> np.ndarray:

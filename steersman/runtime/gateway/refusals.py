@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.limits import retry_after
 from steersman.runtime.gateway.relay import AttemptFailed
+from steersman.runtime.gateway.retry_after import retry_after
 from steersman.runtime.guard import Reason
 from steersman.runtime.ticket import Decision, Kind, LiveRequest
 

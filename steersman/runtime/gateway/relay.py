@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
-
-import orjson
 
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
 from steersman.runtime.gateway.http.server import Exchange
 from steersman.runtime.gateway.metrics import Metrics
 from steersman.runtime.gateway.prompt import Call, TokenEstimate
+from steersman.runtime.gateway.rename import renamed
+from steersman.runtime.gateway.retry_after import busy_s
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._stream import EventCounter, Usage, usage_of
 from steersman.runtime.scheduler import Scheduler
@@ -349,22 +348,3 @@ class Attempt:
     def _fail(self, error: AttemptFailed) -> None:
         if not self._future.done():
             self._future.set_exception(error)
-
-
-def renamed(body: bytes, call: Call, served_model: str | None) -> bytes:
-    """The body for a replica on which the model may have another name."""
-    if served_model is None or served_model == call.model:
-        return body
-    try:
-        return orjson.dumps({**orjson.loads(body), "model": served_model})
-    except TypeError:
-        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
-
-
-def busy_s(headers: list[tuple[bytes, bytes]]) -> float:
-    """What Retry-After says, where it is a number of seconds; else one."""
-    for name, value in headers:
-        if name == b"retry-after":
-            with contextlib.suppress(ValueError):
-                return float(value)
-    return 1.0

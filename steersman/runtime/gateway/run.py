@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
+import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
-
-from rich.console import Console
+from typing import TYPE_CHECKING, NamedTuple
 
 from steersman.runtime.admin.config import AdminConfig
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import Access, GatewayTenant
+from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.app import Gateway, Phase
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.chores import Board, Recorders, chores
@@ -27,18 +26,27 @@ from steersman.runtime.gateway.control import Control, Policies, check_reach
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.keys import Keys
+from steersman.runtime.gateway.listening import listen
 from steersman.runtime.gateway.metrics import http_metrics
 from steersman.runtime.gateway.prompt import BLOCK_TOKENS
-from steersman.runtime.gateway.terminal import announce, on_change, open_to, say, start, url_of
-from steersman.runtime.gateway.tls import Tls
+from steersman.runtime.gateway.terminal import announce, on_change, open_to, policies_changed, start, url_of
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
+from steersman.runtime.log import logging_to, tell
 from steersman.runtime.policy import Policy
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.scheduler import Scheduler
+from steersman.runtime.tls import Tls
 
 if TYPE_CHECKING:
     from steersman.runtime.gateway.ext_proc.server import PickerServer
+
+
+class Secured(NamedTuple):
+    """TLS of the gateway's two ports, where they have it."""
+
+    front: Tls | None
+    admin: Tls | None
 
 
 def serve(
@@ -49,7 +57,6 @@ def serve(
     fallback: Policy,
     *,
     board: Board | None = None,
-    console: Console | None = None,
 ) -> int:
     """Serve `fleet` until SIGINT or SIGTERM. Returns the exit code, 0.
 
@@ -60,42 +67,44 @@ def serve(
         UserError: the port is in use, a file cannot be read, or a replica cannot be started or reached; nothing is
             left running.
     """
-    console = console or Console(stderr=True)
-    listener = _listen(config.host, config.port, "--port")
-    admin_listener = None
-    try:
-        admin_listener = _listen_for_admin(config.admin, console)
-        keys = None if config.keys is None else Keys(config.keys, tenants)
-        tls = None if config.tls is None else Tls(config.tls)
-        access = _access(fleet, tenants, keys)
-        audit = None if config.audit is None else Audit(config.audit, fleet)
-        pool = Pool(fleet, config.health)
-        first, predecessors = policies.store.begin(policies.first)
-        scheduler = Scheduler(
-            fleet,
-            access.rows,
-            first,
-            fallback,
-            prefix_block_tokens=BLOCK_TOKENS,
-            policy_limit_s=config.policy_limit_s,
-        )
-        assert scheduler.deployment is not None
-        scheduler.deployment.predecessors = predecessors
-        journal = None if config.journal is None else Journal(config.journal, fleet, access.rows)
-        recorders = Recorders(audit, journal, board)
-        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-        if sys.platform != "win32":
-            import uvloop
-
-            loop_factory = uvloop.new_event_loop
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(
-                _serve(config, pool, scheduler, policies, access, recorders, tls, listener, admin_listener, console)
+    with logging_to(sys.stderr, config.log):
+        listener = listen(config.host, config.port, "--port")
+        admin_listener = None
+        try:
+            admin_listener = _listen_for_admin(config.admin)
+            keys = None if config.keys is None else Keys(config.keys, tenants)
+            tls = None if config.tls is None else Tls(config.tls)
+            admin = config.admin or AdminConfig()
+            secured = Secured(tls, None if admin.tls is None else Tls(admin.tls, "admin.tls"))
+            access = _access(fleet, tenants, keys)
+            audit = None if config.audit is None else Audit(config.audit, fleet)
+            pool = Pool(fleet, config.health)
+            first, predecessors = policies.store.begin(policies.first)
+            scheduler = Scheduler(
+                fleet,
+                access.rows,
+                first,
+                fallback,
+                prefix_block_tokens=BLOCK_TOKENS,
+                policy_limit_s=config.policy_limit_s,
             )
-    finally:
-        listener.close()
-        if admin_listener is not None:
-            admin_listener.close()
+            assert scheduler.deployment is not None
+            scheduler.deployment.predecessors = predecessors
+            journal = None if config.journal is None else Journal(config.journal, fleet, access.rows)
+            recorders = Recorders(audit, journal, board)
+            loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+            if sys.platform != "win32":
+                import uvloop
+
+                loop_factory = uvloop.new_event_loop
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                runner.run(
+                    _serve(config, pool, scheduler, policies, access, recorders, secured, listener, admin_listener)
+                )
+        finally:
+            listener.close()
+            if admin_listener is not None:
+                admin_listener.close()
     return 0
 
 
@@ -106,35 +115,16 @@ def _access(fleet: Fleet, tenants: Mapping[str, GatewayTenant], keys: Keys | Non
         raise UserError(f"tenants: {error}") from None
 
 
-def _listen_for_admin(config: AdminConfig | None, console: Console) -> socket.socket | None:
+def _listen_for_admin(config: AdminConfig | None) -> socket.socket | None:
     """A bound socket for the admin API; nobody who did not ask for one is kept from serving by a port in use."""
     if config is not None:
         check_reach(config)
-        return _listen(config.host, config.port, "admin.port")
+        return listen(config.host, config.port, "admin.port")
     try:
-        return _listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
+        return listen(AdminConfig().host, AdminConfig().port, "--set admin.port=PORT")
     except UserError as error:
-        say(console, f"no admin API: {error}")
+        tell("no_admin", f"no admin API: {error}", logging.WARNING)
         return None
-
-
-def _listen(host: str, port: int, option: str) -> socket.socket:
-    """A bound socket: taken before anything is started, so that a port in use costs nothing."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UserError(f"cannot listen on {host}: {error.strerror or error}") from None
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(1024)  # a second server on the port is refused here, not when requests come
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise UserError(f"port {port} on {host} is in use; choose another one with {option}") from None
-        raise UserError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-    return listener
 
 
 async def _serve(
@@ -144,10 +134,9 @@ async def _serve(
     policies: Policies,
     access: Access,
     recorders: Recorders,
-    tls: Tls | None,
+    secured: Secured,
     listener: socket.socket,
     admin_listener: socket.socket | None,
-    console: Console,
 ) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -172,7 +161,7 @@ async def _serve(
     control: Control | None = None
     try:
         picker = _picker(config)
-        await start(pool, console)
+        await start(pool, config.log.format == "text")
         gateway = Gateway(
             scheduler,
             pool,
@@ -183,43 +172,50 @@ async def _serve(
             window=None if recorders.board is None else Window(scheduler, access.rows),
             open_metrics=access.keys is None,
         )
-        pool.on_change = on_change(gateway, pool, console)
-        control = Control(config.admin or AdminConfig(), policies, gateway, lambda said: say(console, said))
+        pool.on_change = on_change(gateway, pool)
+        control = Control(config.admin or AdminConfig(), policies, gateway, policies_changed, secured.admin)
         await control.start(admin_listener)
-        server = Server(gateway.handle, _bounded(config.http, console))
+        server = Server(gateway.handle, _bounded(config.http))
+        if config.log.access:
+            gateway.access_log = AccessLog(gateway.metrics.tenants, pool.names, scheduler)
+            server.on_over = gateway.access_log.over
         clients = server
         gateway.metrics.add(lambda: http_metrics(len(clients.connections), clients.rejected))
-        await server.start(sock=listener, ssl=tls.context if tls else None)
+        await server.start(sock=listener, ssl=secured.front.context if secured.front else None)
         pool.watch(scheduler)
         if picker is not None:
             await picker.start(gateway)
-        every_second = asyncio.create_task(chores(gateway, access, tls, recorders, console))
+        every_second = asyncio.create_task(
+            chores(gateway, access, [tls for tls in secured if tls is not None], recorders)
+        )
         _settle_memory()
         started = True
-        announce(console, listener, scheduler, tls is not None)
-        if (warning := open_to(config)) is not None:
-            say(console, warning)
+        announce(config.log, listener, scheduler, secured.front is not None)
+        for warning in open_to(config):
+            tell("open_to_others", warning, logging.WARNING)
         if admin_listener is not None:
-            say(console, f"admin API on {url_of(admin_listener, False)}: steersman top, steersman policy")
+            url = url_of(admin_listener, secured.admin is not None)
+            tell("admin", f"admin API on {url}: steersman top, steersman policy", url=url)
         if config.ext_proc is not None and picker is not None:
-            say(console, f"endpoint picker for Envoy on {config.ext_proc.host}:{picker.port} (gRPC)")
+            address = f"{config.ext_proc.host}:{picker.port}"
+            tell("picker", f"endpoint picker for Envoy on {address} (gRPC)", address=address)
         await stop.wait()
         gateway.phase = Phase.LEAVING
         if config.drain_notice_s:
-            say(console, f"/health says so for {config.drain_notice_s:g} s; then no new requests")
+            tell("leaving", f"/health says so for {config.drain_notice_s:g} s; then no new requests")
             await asyncio.sleep(config.drain_notice_s)
         gateway.phase = Phase.DRAINING
         server.stop_listening()
         if gateway.inflight:
             most = f"at most {config.drain_s:g} s; Ctrl-C again stops at once"
-            say(console, f"draining {gateway.inflight} requests, {most}")
+            tell("draining", f"draining {gateway.inflight} requests, {most}", requests=gateway.inflight)
         try:
             async with asyncio.timeout(config.drain_s):
                 await gateway.drained()
                 await server.written()
         except TimeoutError:
             late = f"{gateway.inflight} requests did not end" if gateway.inflight else "some clients did not read"
-            say(console, f"{late} in time")
+            tell("not_drained", f"{late} in time", logging.WARNING, requests=gateway.inflight)
     except asyncio.CancelledError:
         if not signals:
             raise
@@ -233,7 +229,7 @@ async def _serve(
             if recorders.journal is not None:
                 last.push_async_callback(asyncio.to_thread, recorders.journal.close)
             if recorders.audit is not None:
-                last.callback(_last_lines, recorders.audit, console)
+                last.callback(_last_lines, recorders.audit)
             if gateway is not None:
                 last.callback(gateway.relay.close)
             if picker is not None:
@@ -249,7 +245,7 @@ async def _serve(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if signals:
-            say(console, "stopped")
+            tell("stopped", "stopped")
 
 
 def _picker(config: GatewayConfig) -> PickerServer | None:
@@ -264,13 +260,14 @@ def _picker(config: GatewayConfig) -> PickerServer | None:
     return PickerServer(config.ext_proc, config.http.body_bytes)
 
 
-def _bounded(limits: HttpLimits, console: Console) -> HttpLimits:
+def _bounded(limits: HttpLimits) -> HttpLimits:
     """The limits, with no more connections than there are descriptors for."""
     most = room()
     if most is None or most >= limits.connections:
         return limits
     if "connections" in limits.model_fields_set:
-        say(console, f"http.connections: the limit on open files (ulimit -n) allows {most}")
+        said = f"http.connections: the limit on open files (ulimit -n) allows {most}"
+        tell("fewer_connections", said, logging.WARNING, connections=most)
     return limits.model_copy(update={"connections": most})
 
 
@@ -284,7 +281,8 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 100)
 
 
-def _last_lines(audit: Audit, console: Console) -> None:
+def _last_lines(audit: Audit) -> None:
     audit.flush()
     if audit.waiting:
-        say(console, f"audit: the last {audit.waiting} lines could not be written, and are lost")
+        said = f"audit: the last {audit.waiting} lines could not be written, and are lost"
+        tell("audit_lost", said, logging.ERROR, lines=audit.waiting)

@@ -67,8 +67,8 @@ class Health:
             self._away(now, now + wait_s)
 
     def cool(self, now: float, seconds: float) -> None:
-        """It asked to be left alone for a while (429 with Retry-After); that is no failure."""
-        self._away(now, now + min(60.0, max(0.0, seconds)))
+        """It asked to be left alone for a while (429 with Retry-After). That is no failure, and makes up for none."""
+        self._rest(now, now + min(60.0, max(0.0, seconds)))
 
     def answered(self, now: float, sent_s: float) -> None:
         """It answered, in full, a request that was sent at `sent_s`."""
@@ -87,6 +87,9 @@ class Health:
 
     def _away(self, now: float, until_s: float) -> None:
         self._failures, self._away_s = 0.0, now
+        self._rest(now, until_s)
+
+    def _rest(self, now: float, until_s: float) -> None:
         self._open_until_s = max(self._open_until_s, until_s)
         self._ramp_from_s = max(now, self._open_until_s)
 

@@ -14,6 +14,7 @@ from steersman.runtime import plugins
 from steersman.runtime.config import Model, validate
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, ReplicaGroup
+from steersman.runtime.log import named
 from steersman.runtime.replica import KIND, Replica
 from steersman.runtime.replica._health import Health, HealthConfig, Status
 from steersman.runtime.replica._pulse import Pulse
@@ -113,7 +114,7 @@ class Pool:
             try:
                 await self._update(index, scheduler)
             except Exception:  # without its watch, a replica that is down would stay so
-                _log.exception("replica %s could not be watched", self.names[index])
+                self._broken("replica %s could not be watched", index)
 
     async def _update(self, index: int, scheduler: Scheduler) -> None:
         """Look at a replica, and tell the scheduler how it is."""
@@ -143,8 +144,13 @@ class Pool:
         try:
             return await self._read(index, scheduler)
         except Exception:  # of a backend's own code: whatever it is, the watch goes on
-            _log.exception("replica %s could not be asked how it is", self.names[index])
+            self._broken("replica %s could not be asked how it is", index)
             return False
+
+    def _broken(self, sentence: str, index: int) -> None:
+        """Log the exception that is being handled."""
+        name = self.names[index]
+        _log.exception(sentence, name, extra=named("watch_failed", {"replica": name}))
 
     async def _read(self, index: int, scheduler: Scheduler) -> bool:
         replica, health = self.replicas[index], self.health[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from steersman.runtime.config import Model
-from steersman.runtime.gateway.tls import TlsConfig
+from steersman.runtime.tls import TlsConfig
 
 
 class ExtProcConfig(Model):
@@ -13,7 +13,7 @@ class ExtProcConfig(Model):
 
     host: str = "127.0.0.1"
     port: int = Field(default=9002, ge=0, le=65535)
-    tls: TlsConfig | None = Field(default=None, description="of this port; read at the start only")
+    tls: TlsConfig | None = Field(default=None, description="of this port; read again when its files change")
     fallbacks: int = Field(
         default=0, ge=0, le=8, description="further endpoints that Envoy may retry on, where its cluster can (docs)"
     )

@@ -11,7 +11,7 @@ from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import NAMESPACE, given_back
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.prompt import Call
-from steersman.runtime.gateway.relay import busy_s
+from steersman.runtime.gateway.retry_after import busy_s
 from steersman.runtime.replica._stream import EventCounter, Usage, usage_of
 from steersman.runtime.ticket import Stage, Ticket
 
@@ -53,6 +53,11 @@ class Response:
         self._counter = EventCounter()
         self._parts: list[bytes] = []
         self._size = 0
+
+    @property
+    def status(self) -> int:
+        """Of its head; 0 before that came."""
+        return self._status
 
     @property
     def open(self) -> bool:

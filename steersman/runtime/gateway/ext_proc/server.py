@@ -14,13 +14,15 @@ from steersman.runtime.gateway.app import Gateway, Phase
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import refusal
+from steersman.runtime.gateway.ext_proc.certificate import Certificate
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.session import Session
-from steersman.runtime.gateway.tls import TlsConfig
+from steersman.runtime.log import named
 
 _SERVING, _NOT_SERVING = b"\x08\x01", b"\x08\x02"  # grpc.health.v1.HealthCheckResponse
+MOST_WAITING = 100_000  # streams that came and were not looked at yet: as many as Envoy's configuration lets through
 _SLACK_BYTES = 1 << 20  # of a message, for what stands around a body
 _log = logging.getLogger("steersman.gateway")
 
@@ -47,6 +49,10 @@ class PickerServer:
                 ("grpc.so_reuseport", 0),  # else a second server on the port goes unnoticed
                 ("grpc.max_receive_message_length", body_bytes + _SLACK_BYTES),
                 ("grpc.max_send_message_length", body_bytes + _SLACK_BYTES),
+                # Of more than 1,000 that come at once gRPC would drop some at random: how many may wait is for the
+                # guard and the limits of tenants to say.
+                ("grpc.server.max_pending_requests", MOST_WAITING),
+                ("grpc.server.max_pending_requests_hard_limit", MOST_WAITING),
             ]
         )
         # Bytes in and out: most answers were made before.
@@ -64,7 +70,7 @@ class PickerServer:
             if config.tls is None:
                 self.port = self._server.add_insecure_port(address)
             else:
-                self.port = self._server.add_secure_port(address, _credentials(config.tls))
+                self.port = self._server.add_secure_port(address, Certificate(config.tls).credentials)
         except RuntimeError:
             raise UserError(
                 f"ext_proc: cannot listen on {address}: it is in use, or no address of this machine; "
@@ -106,7 +112,7 @@ class PickerServer:
                     await write(answer)
         except Exception:
             if not context.done():  # else the client left while it was answered
-                _log.exception("a request that Envoy carries failed")
+                _log.exception("a request that Envoy carries failed", extra=named("request_failed", {}))
                 await write(refusal(ApiError(500, "the gateway failed on this request", code="internal_error")))
         finally:
             session.close()
@@ -120,15 +126,7 @@ class PickerServer:
         gateway = self._gateway
         ready = (
             gateway is not None
-            and gateway.phase < Phase.DRAINING
+            and gateway.phase is Phase.SERVING
             and bool((gateway.scheduler.replicas["up"] != 0).any())
         )
         return _SERVING if ready else _NOT_SERVING
-
-
-def _credentials(tls: TlsConfig) -> grpc.ServerCredentials:
-    try:
-        pair = tls.key.read_bytes(), tls.certificate.read_bytes()
-    except OSError as error:
-        raise UserError(f"ext_proc.tls: {error.filename} cannot be read: {error.strerror}") from None
-    return grpc.ssl_server_credentials([pair])

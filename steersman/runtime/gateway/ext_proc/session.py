@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from steersman.runtime.gateway.access import Caller
+from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.app import SERVED
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
@@ -17,7 +18,7 @@ from steersman.runtime.gateway.ext_proc.answers import given_back, immediate, pi
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.response import Response
 from steersman.runtime.gateway.refusals import not_allowed
-from steersman.runtime.gateway.relay import renamed
+from steersman.runtime.gateway.rename import renamed
 from steersman.runtime.ticket import Decision, Kind, Stage, Ticket
 
 _SUBSET_NAMESPACE, _SUBSET = "envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset"
@@ -33,6 +34,7 @@ class Session:
         "_body_size",
         "_caller",
         "_deadline",
+        "_error",
         "_given_up",
         "_headers",
         "_picker",
@@ -53,6 +55,7 @@ class Session:
         self._write = write
         # Without word of it the modes are those of the endpoint picker protocol.
         self._request_mode = self._response_mode = messages.FULL_DUPLEX_STREAMED
+        self._error: ApiError | None = None  # that ended the request
         self._headers: dict[bytes, bytes] = {}
         self._subset: list[str] | None = None
         self._body: list[bytes] = []
@@ -88,7 +91,7 @@ class Session:
                 return [*await self._decide("request_headers", False), messages.CONTINUE[part]]
             return (messages.CONTINUE[part],)
         except ApiError as error:
-            self.refused = True
+            self.refused, self._error = True, error
             return (refusal(error),)
 
     # The request
@@ -251,7 +254,7 @@ class Session:
         assert self._ticket is not None
         if self._response is not None and self._response.open:
             self._response.over("late" if self._ticket.late else "failed")
-        self._given_up = True
+        self._given_up, self._error = True, error
         self._refusing = asyncio.get_running_loop().create_task(self._send(refusal(error)))
 
     async def _send(self, answer: bytes) -> None:
@@ -283,11 +286,29 @@ class Session:
         """The proxy has nothing more to show."""
         self._picker.sessions.discard(self)
         self._stop_deadline()
-        ticket, caller = self._ticket, self._caller
-        if ticket is None or caller is None:
-            return
-        if self._response is not None:
-            self._response.left()
-        elif ticket.stage is Stage.WAITING:
-            self._turned_away("failed")
-        self._picker.gateway.leave(caller, ticket)
+        ticket, caller, gateway = self._ticket, self._caller, self._picker.gateway
+        if ticket is not None and caller is not None:
+            if self._response is not None:
+                self._response.left()
+            elif ticket.stage is Stage.WAITING:
+                self._turned_away("failed")
+            gateway.leave(caller, ticket)
+        if gateway.access_log is not None:
+            self._log(gateway.access_log)
+
+    def _log(self, access_log: AccessLog) -> None:
+        headers, error = self._headers, self._error
+        if error is not None:
+            status = error.status
+        elif self._response is not None:
+            status = self._response.status
+        else:
+            status = 200 if self.refused else 0  # the list of models is the only answer made here that is no error
+        access_log.line(
+            headers.get(b"x-request-id", b"-"),
+            headers.get(b":method", b""),
+            headers.get(b":path", b"").partition(b"?")[0],
+            status,
+            (error.code or "") if error is not None else "",
+            self._ticket,
+        )

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from steersman.runtime.config import Model
 from steersman.runtime.gateway.errors import ApiError
+from steersman.runtime.log import named
 
 _BACKLOG_CONNECTIONS = 1024  # that wait to be accepted: asyncio's 100 would make thousands that come at once try again
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
@@ -58,6 +59,7 @@ class Exchange:
     __slots__ = (
         "body",
         "close",
+        "code",
         "done",
         "headers",
         "method",
@@ -67,7 +69,9 @@ class Exchange:
         "query",
         "request_id",
         "started",
+        "status",
         "task",
+        "ticket",
     )
 
     def __init__(self, protocol: ServerProtocol, method: bytes, target: bytes, headers: dict[bytes, bytes]) -> None:
@@ -79,6 +83,9 @@ class Exchange:
         self.close = False  # the connection ends with this answer
         self.started = False  # the answer's head was sent
         self.done = False
+        self.status = 0  # of the answer, once its head was sent
+        self.code = ""  # of the gateway's error, if that is the answer
+        self.ticket: Any = None  # of the handler
         self.on_pause: Callable[[bool], None] | None = None  # told when the client reads slower, and when it caught up
         self.task: asyncio.Task[None] | None = None
         given = headers.get(b"x-request-id", b"")
@@ -97,7 +104,7 @@ class Exchange:
         self.protocol.put(self._head(status, headers, length))
 
     def _head(self, status: int, headers: bytes, length: int | None) -> bytes:
-        self.started = True
+        self.started, self.status = True, status
         protocol = self.protocol
         if length is not None:
             framing = b"content-length: %d\r\n" % length
@@ -125,6 +132,7 @@ class Exchange:
 
     def fail(self, error: ApiError) -> None:
         """Answer with an error in the API's form."""
+        self.code = error.code or ""
         lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in error.headers.items())
         self.respond(error.status, error.body(), lines.encode("latin-1", "replace"))
 
@@ -153,6 +161,7 @@ class Server:
     def __init__(self, handler: Handler, limits: HttpLimits | None = None) -> None:
         """handler: answers an exchange; one that it leaves unfinished ends the connection."""
         self.handler = handler
+        self.on_over: Callable[[Exchange], object] | None = None  # told when an exchange is over
         self.limits = limits or HttpLimits()
         self.connections: set[ServerProtocol] = set()
         self.closing = False
@@ -464,13 +473,20 @@ class ServerProtocol(asyncio.Protocol):
         except asyncio.CancelledError:  # the client left
             pass
         except Exception:
-            _log.exception("request %s failed", exchange.request_id.decode())
+            request_id = exchange.request_id.decode()
+            _log.exception(
+                "request %s failed",
+                request_id,
+                extra=named("request_failed", {"request_id": request_id}),
+            )
             if not exchange.started:
                 exchange.fail(ApiError(500, "the gateway failed on this request", code="internal_error"))
         self._over(exchange)
 
     def _over(self, exchange: Exchange) -> None:
         self.current = None
+        if self.server.on_over is not None:
+            self.server.on_over(exchange)
         transport = self.transport
         if transport is None:
             return

@@ -88,16 +88,17 @@ class Backend:
 class Gateway:
     """`steersman serve`, and what it says of its replicas over time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, admin_port: int) -> None:
         self.process = process
         self.port = port
+        self._admin_port = admin_port
         self.seen: list[tuple[float, dict[str, bool]]] = []  # when, which replicas may take requests
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while True:
             with suppress(OSError, ValueError, TimeoutError, EOFError):
-                health = orjson.loads(await fetch(self.port, "/health"))
+                health = orjson.loads(await fetch(self._admin_port, "/health"))
                 self.seen.append((time.monotonic(), health["replicas"]))
             await asyncio.sleep(_POLL_S)
 
@@ -160,9 +161,10 @@ async def cluster(policy: str, folder: Path) -> AsyncIterator[Cluster]:
     try:
         for backend in backends:
             await backend.start()
-        port = free_port()
-        running = server("steersman", _command(policy, port, backends, folder), port, folder / "gateway.log")
-        gateway = Gateway(await asyncio.to_thread(running.__enter__), port)
+        port, admin_port = free_port(), free_port()
+        command = _command(policy, port, admin_port, backends, folder)
+        running = server("steersman", command, port, folder / "gateway.log")
+        gateway = Gateway(await asyncio.to_thread(running.__enter__), port, admin_port)
         try:
             yield Cluster(backends, gateway)
         finally:
@@ -174,7 +176,7 @@ async def cluster(policy: str, folder: Path) -> AsyncIterator[Cluster]:
             await asyncio.to_thread(backend.stop)
 
 
-def _command(policy: str, port: int, backends: list[Backend], folder: Path) -> list[str]:
+def _command(policy: str, port: int, admin_port: int, backends: list[Backend], folder: Path) -> list[str]:
     fleet = fleet_of([backend.port for backend in backends])
     for replica in fleet["replicas"]:
         replica["max_num_seqs"] = SLOTS
@@ -182,6 +184,7 @@ def _command(policy: str, port: int, backends: list[Backend], folder: Path) -> l
         "fleet": str(folder / "fleet.yaml"),
         "policy": policy,
         "port": port,
+        "admin": {"port": admin_port},
         "drain_s": DRAIN_S,
         "health": {"ramp_s": RAMP_S, "read_timeout_s": READ_TIMEOUT_S},
     }
