@@ -105,7 +105,7 @@ async def test_a_body_that_cannot_name_another_model_is_the_clients_fault() -> N
 
 
 async def test_a_bug_of_the_gateway_is_a_request_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fails(*_: object) -> None:
+    def fails(*_: object) -> None:
         raise RuntimeError("a bug")
 
     async with serving(Prefer(0, 1)) as s:

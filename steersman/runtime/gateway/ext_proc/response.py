@@ -7,11 +7,11 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from steersman.runtime.gateway.attempt import busy_s
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import NAMESPACE, given_back
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.prompt import Call
-from steersman.runtime.gateway.relay import busy_s
 from steersman.runtime.replica._stream import EventCounter, Usage, usage_of
 from steersman.runtime.ticket import Stage, Ticket
 
