@@ -299,5 +299,5 @@ class Memory(asyncio.Transport):
 
     async def settle(self) -> None:
         """Until everything that was asked is answered."""
-        while self.protocol.transport is not None and (self.protocol.current is not None or not self.reading):
+        while self.protocol.transport is not None and (self.protocol.busy or not self.reading):
             await asyncio.sleep(0)

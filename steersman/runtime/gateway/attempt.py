@@ -220,20 +220,27 @@ class Attempt:
         counter, exchange = self._counter, self._exchange
         if counter is None:
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            ok = self._status == 200
             self._relay.pool.answered(self._replica, self._sent_s)  # the head alone is no answer yet
             if exchange.started:
                 exchange.finish()
             else:
                 exchange.respond(self._status, body, self._lines, content_type=b"")
-            # Counted once the client has it: it need not wait for that.
-            self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage_of(body) if ok else None)
+            self._over = True
+            self._relay.count_soon(self._count, body)
         elif counter.done:
             exchange.finish()
+            self._answered()
         else:
             self._cut("the stream ended early")
-            return
-        self._answered()
+
+    def _count(self, body: bytes) -> None:
+        """The client has the whole answer: it need not wait for what is done with it here."""
+        try:
+            ok = self._status == 200
+            self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage_of(body) if ok else None)
+            self._owner.answered()
+        except Exception:
+            self._owner.broken()
 
     def broke(self, error: Broken) -> None:
         self._let_go()

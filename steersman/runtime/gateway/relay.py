@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import orjson
@@ -38,6 +39,7 @@ class Relay:
         self.attempts: list[set[Attempt]] = [set() for _ in pool.replicas]  # that are not over
         self.named = [b"x-steersman-replica: " + name.encode() + b"\r\n" for name in pool.names]
         self._estimates: dict[tuple[int, int], TokenEstimate] = {}
+        self._answers: list[tuple[Callable[[bytes], None], bytes]] = []  # that are not counted
         self._swept_s = 0.0
 
     def estimate(self, tenant: int, model: int) -> TokenEstimate:
@@ -88,6 +90,20 @@ class Relay:
             exchange.request_id,
             length,
         )
+
+    def count_soon(self, count: Callable[[bytes], None], body: bytes) -> None:
+        """Call `count` with the body of a whole answer, after all that has come is read and passed on.
+
+        As `Server.begin_soon`: many at once are cheaper.
+        """
+        if not self._answers:
+            asyncio.get_running_loop().call_soon(self._count)
+        self._answers.append((count, body))
+
+    def _count(self) -> None:
+        answers, self._answers = self._answers, []
+        for count, body in answers:
+            count(body)
 
     def went_down(self, replica: int) -> None:
         """A replica does not answer any more: what it owes the first byte of goes elsewhere."""

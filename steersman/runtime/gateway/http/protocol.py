@@ -30,7 +30,6 @@ class ServerProtocol(asyncio.Protocol):
 
     __slots__ = (
         "_ahead_bytes",
-        "_beginning",
         "_body",
         "_body_bytes",
         "_chunks",
@@ -68,7 +67,6 @@ class ServerProtocol(asyncio.Protocol):
         self._since = 0.0  # when the connection fell idle, or its request began to come in, or its head was over
         self._stalled_at = 0.0  # when the client stopped reading; 0: it reads
         self._reading = True
-        self._beginning = False  # `_next` is at work
         self._ahead_bytes = 0  # that came while a request was being answered
         self._refused = False  # something cannot be handled: nothing more is read
         self._refusal: ApiError | None = None  # that is still to be answered
@@ -107,7 +105,8 @@ class ServerProtocol(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """A client that closes its side has left: what is done for it is cancelled."""
-        if self.transport is not None and self.current is not None and not self.current.done:
+        waits = bool(self._queue) if self.current is None else not self.current.done
+        if self.transport is not None and waits:
             self.transport.abort()
 
     def pause_writing(self) -> None:
@@ -126,6 +125,11 @@ class ServerProtocol(asyncio.Protocol):
     def stalled(self) -> bool:
         """Whether the client reads slower than it is written to."""
         return self._stalled_at > 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered, or waits for that."""
+        return self.current is not None or bool(self._queue)
 
     @property
     def closing(self) -> bool:
@@ -160,8 +164,8 @@ class ServerProtocol(asyncio.Protocol):
             elif self._tail_bytes - self._body_bytes > self._limits.head_bytes + self._chunks * _CHUNK_BYTES:
                 self._refuse(431, f"chunk extensions and trailers are larger than {self._limits.head_bytes} bytes")
         if self._queue and self.current is None:
-            self._next()
-        if (self._queue or self.current is not None) and not self._refused:
+            self.server.begin_soon(self)
+        if not self._refused and self.busy:
             # No sooner: while nothing is read, a client that leaves is not noticed.
             self._ahead_bytes += len(data)
             if self._ahead_bytes > _BACKLOG_BYTES or len(self._queue) > _BACKLOG_REQUESTS:
@@ -254,14 +258,23 @@ class ServerProtocol(asyncio.Protocol):
 
     # Exchanges
 
-    def _begin(self, exchange: Exchange, old: bool) -> None:
-        self.current, self.old = exchange, old
+    def begin(self) -> None:
+        """Begin with the next request, if it may be begun now."""
+        if not self._queue or self.current is not None or self._stalled_at or self._gone:
+            return
+        exchange, self.old = self._queue.popleft()
+        self.current = exchange
         if self.server.closing:
             exchange.close = True
         try:
             self.server.handler(exchange)
         except Exception:
             exchange.broken()
+
+    @property
+    def _gone(self) -> bool:
+        """Whether nothing that is written now would reach the client."""
+        return self.transport is None or self.transport.is_closing()
 
     def over(self, exchange: Exchange) -> None:
         """All that comes of an exchange was written."""
@@ -275,19 +288,17 @@ class ServerProtocol(asyncio.Protocol):
             transport.abort()
         elif exchange.close:
             self._close()
-        elif not self._beginning:
+        else:
             self._next()
 
     def _next(self) -> None:
         """What follows the last answer, once the client has read most of that."""
-        self._beginning = True  # one that is over at once brings on the next in this loop, not in a call from it
-        while self._queue and self.current is None and not self._stalled_at and not self._gone:
-            self._begin(*self._queue.popleft())
-        self._beginning = False
         transport = self.transport
-        if transport is None or transport.is_closing() or self.current is not None or self._stalled_at:
+        if transport is None or self._stalled_at:
             return
-        if self._refused:
+        if self._queue:
+            self.server.begin_soon(self)
+        elif self._refused:
             self._send_refusal()
         elif self.server.closing:
             self._close()
@@ -298,11 +309,6 @@ class ServerProtocol(asyncio.Protocol):
             if not self._reading:
                 self._reading = True
                 transport.resume_reading()
-
-    @property
-    def _gone(self) -> bool:
-        """Whether nothing that is written now would reach the client."""
-        return self.transport is None or self.transport.is_closing()
 
     def _go_on(self) -> None:
         self._continue = False
@@ -357,7 +363,7 @@ class ServerProtocol(asyncio.Protocol):
         elif self.closing:
             if now - self._since > limits.write_timeout_s:
                 transport.abort()
-        elif self.current is not None or self._queue or self._refusal is not None:
+        elif self.busy or self._refusal is not None:
             return
         elif self._refused:
             if now - self._since > _LINGER_S:
@@ -375,7 +381,7 @@ class ServerProtocol(asyncio.Protocol):
         """The server takes no new requests."""
         if self.current is not None:
             self.current.close = True
-        elif self._in_head and not self._head_bytes:  # else a request is coming in
+        elif self._in_head and not self._head_bytes and not self._queue:  # else a request is coming in
             self._close()
 
     def _close(self) -> None:
