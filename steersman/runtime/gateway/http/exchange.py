@@ -51,8 +51,8 @@ class Exchange:
         self.done = False
         self.on_pause: Callable[[bool], None] | None = None  # told when the client reads slower, and when it caught up
         self.on_leave: Callable[[], None] | None = None  # told when the client leaves before all is written
-        given = headers.get(b"x-request-id", b"")
-        self.request_id = given if _is_name(given) else protocol.server.new_id()
+        given = headers.get(b"x-request-id")
+        self.request_id = given if given and _is_name(given) else protocol.server.new_id()
 
     def respond(self, status: int, body: bytes, headers: bytes = b"", content_type: bytes = _JSON) -> None:
         """A whole answer. `headers` are further lines, each with its end."""
@@ -128,4 +128,4 @@ _LINES: dict[int, bytes] = {}
 
 
 def _is_name(text: bytes) -> bool:
-    return 0 < len(text) <= _NAME_LIMIT and text.isascii() and text.decode().isprintable() and b" " not in text
+    return len(text) <= _NAME_LIMIT and text.isascii() and text.decode().isprintable() and b" " not in text

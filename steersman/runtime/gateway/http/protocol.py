@@ -41,6 +41,7 @@ class ServerProtocol(asyncio.Protocol):
         "_limits",
         "_parser",
         "_queue",
+        "_read_bytes",
         "_reading",
         "_refusal",
         "_refused",
@@ -48,6 +49,7 @@ class ServerProtocol(asyncio.Protocol):
         "_stalled_at",
         "_tail_bytes",
         "_target",
+        "_version",
         "chunked",
         "current",
         "old",
@@ -67,6 +69,8 @@ class ServerProtocol(asyncio.Protocol):
         self._since = 0.0  # when the connection fell idle, or its request began to come in, or its head was over
         self._stalled_at = 0.0  # when the client stopped reading; 0: it reads
         self._reading = True
+        self._read_bytes = 0  # at last
+        self._version = ""  # of HTTP
         self._ahead_bytes = 0  # that came while a request was being answered
         self._refused = False  # something cannot be handled: nothing more is read
         self._refusal: ApiError | None = None  # that is still to be answered
@@ -139,6 +143,7 @@ class ServerProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._read_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
         else:
@@ -199,12 +204,12 @@ class ServerProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         limits, headers = self._limits, self._headers
         self._in_head = False
-        size = len(self._target) + sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
-        if size > limits.head_bytes:
+        # Of what is read ahead, only its share of the last read is known.
+        if max(self._head_bytes, self._read_bytes) > limits.head_bytes and self._head_size() > limits.head_bytes:
             raise _Refusal(431, f"the head is larger than {limits.head_bytes} bytes")
         if self._fields > limits.header_fields:
             raise _Refusal(431, f"there are more than {limits.header_fields} header fields")
-        version = self._parser.get_http_version()
+        version = self._version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise _Refusal(505, f"HTTP/{version} is not spoken here; use HTTP/1.1")
         if version == "1.1" and b"host" not in headers:
@@ -231,6 +236,10 @@ class ServerProtocol(asyncio.Protocol):
             if self.current is None and not self._queue:
                 self._go_on()
 
+    def _head_size(self) -> int:
+        headers = self._headers
+        return len(self._target) + sum(map(len, headers)) + sum(map(len, headers.values())) + 4 * len(headers)
+
     def on_chunk_header(self) -> None:
         self._chunks += 1
 
@@ -252,7 +261,7 @@ class ServerProtocol(asyncio.Protocol):
         pieces = self._body
         exchange.body = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
         exchange.close = not parser.should_keep_alive()
-        old = parser.get_http_version() == "1.0"
+        old = self._version == "1.0"
         self._clear()
         self._queue.append((exchange, old))
 
