@@ -293,12 +293,12 @@ class Scheduler:
         """
         if ticket.stage not in (Stage.PREFILLING, Stage.DECODING):
             return None
-        now, q = self.now, ticket.request
-        if ok and ticket.stage is Stage.PREFILLING:
-            self.first_token(ticket, assumed=True)
-        if tokens is not None and ticket.stage is Stage.DECODING and tokens != ticket.streamed:
+        now, q, started = self.now, ticket.request, ticket.stage is Stage.DECODING
+        if started and tokens is not None and tokens != ticket.streamed:
             self._context_tokens[ticket.replica] += tokens - ticket.streamed
             ticket.streamed = tokens
+        elif ok and not started:  # nothing of it was counted as context
+            ticket.streamed = 1 if tokens is None else tokens
         served = self._fared(ticket, now, ok or left)
         router.end(
             self._a,
@@ -308,7 +308,7 @@ class Scheduler:
             q.prompt_tokens,
             ticket.uncached_tokens,
             ticket.streamed,
-            ticket.stage is Stage.DECODING,
+            started,
             ok,
             served.attained,
         )
