@@ -1,7 +1,6 @@
 """A client's request on its way through the gateway: decided, held, tried on one replica or several, answered.
 
-Every step is a call from what it waited for: a timer, a connection, the client that leaves. No task stands behind it,
-which would take a fifth of the processor time of a request.
+Every step is a call from what it waited for: a timer, a connection, the client that leaves. No task stands behind it.
 """
 
 from __future__ import annotations

@@ -99,8 +99,7 @@ class Server:
     def begin_soon(self, connection: ServerProtocol) -> None:
         """Begin with a connection's next request once all that has come is read.
 
-        Doing the same for many requests at once takes half the processor time that it takes for each in turn: code and
-        data are still in the caches.
+        Many in a row take a tenth less processor time than each between others' answers: code is still in the caches.
         """
         if not self._ready:
             self.loop.call_soon(self._begin)
