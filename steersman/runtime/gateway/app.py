@@ -100,18 +100,19 @@ class Gateway:
             b"/metrics": self._show_metrics,
         }
 
-    def handle(self, exchange: Exchange) -> None:
-        """Begin to answer one request. Every error has the API's form."""
+    def handle(self, exchange: Exchange) -> Callable[[], None] | None:
+        """Begin to answer one request; what is returned goes on with it. Every error has the API's form."""
         try:
             if exchange.path not in SERVED:
                 self._page(exchange)
                 exchange.over()
             elif exchange.method == b"POST":
-                Passage(self, exchange).go()
+                return Passage(self, exchange).go
             else:
                 raise not_allowed(exchange.path, "POST")
         except ApiError as error:
             self.refuse(exchange, error)
+        return None
 
     def refuse(self, exchange: Exchange, error: ApiError) -> None:
         """Answer with an error."""

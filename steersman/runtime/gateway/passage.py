@@ -6,6 +6,7 @@ Every step is a call from what it waited for: a timer, a connection, the client 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from steersman.runtime.gateway.attempt import Attempt, AttemptFailed, Suspect
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # Failures that may be the end of a replica, and how many of them one request may meet.
 _DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
+_log = logging.getLogger("steersman.gateway")
 
 
 class Passage:
@@ -123,8 +125,9 @@ class Passage:
             if gateway.scheduler.abandoned(ticket):
                 gateway.ended(ticket, "failed")
             self._leave()
-        finally:
-            self._exchange.broken()
+        except Exception:  # what broke it may break this, too: neither its client nor other requests are to wait
+            _log.exception("request %s could not be counted", self._exchange.request_id.decode())
+        self._exchange.broken()
 
     def _all_failed(self, failure: AttemptFailed) -> ApiError:
         if len(self.suspects) == 1:  # of several that gave 5xx to one request, none is to blame

@@ -13,7 +13,7 @@ from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.exchange import Exchange
 
 if TYPE_CHECKING:
-    from steersman.runtime.gateway.http.server import Server
+    from steersman.runtime.gateway.http.server import Server, Step
 
 _BACKLOG_BYTES = 64 << 10  # that a client may send ahead before its current request is answered
 _BACKLOG_REQUESTS = 32
@@ -267,18 +267,19 @@ class ServerProtocol(asyncio.Protocol):
 
     # Exchanges
 
-    def begin(self) -> None:
-        """Begin with the next request, if it may be begun now."""
+    def begin(self) -> Step | None:
+        """Begin with the next request, if it may be begun now. Returns the next step, if there is one."""
         if not self._queue or self.current is not None or self._stalled_at or self._gone:
-            return
+            return None
         exchange, self.old = self._queue.popleft()
         self.current = exchange
         if self.server.closing:
             exchange.close = True
         try:
-            self.server.handler(exchange)
+            return self.server.handler(exchange)
         except Exception:
             exchange.broken()
+            return None
 
     @property
     def _gone(self) -> bool:

@@ -37,14 +37,18 @@ class HttpLimits(Model):
     connections: int = Field(default=20_000, ge=1)
 
 
-Handler = Callable[[Exchange], None]
+Step = Callable[[], None]
+Handler = Callable[[Exchange], Step | None]
 
 
 class Server:
     """What all connections share: the handler, the limits, and one look a second at who is too slow."""
 
     def __init__(self, handler: Handler, limits: HttpLimits | None = None) -> None:
-        """handler: called with each exchange; sees to it that it is answered, and `over`. It may not block."""
+        """handler: called with each exchange; sees to it that it is answered, and `over`. It may not block.
+
+        It may return the next step, which is called once all requests that came together have been begun.
+        """
         self.handler = handler
         self.limits = limits or HttpLimits()
         self.connections: set[ServerProtocol] = set()
@@ -107,8 +111,10 @@ class Server:
 
     def _begin(self) -> None:
         ready, self._ready = self._ready, []
-        for connection in ready:
-            connection.begin()
+        steps = [connection.begin() for connection in ready]
+        for step in steps:
+            if step is not None:
+                step()
 
     def new_id(self) -> bytes:
         """A name for a request, unique among all processes."""
