@@ -22,9 +22,10 @@ from steersman.runtime.deployment.deployment import LIMIT_S as POLICY_LIMIT_S
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.guard import Reason
 from steersman.runtime.holding import pause_s
-from steersman.runtime.observation import COLUMN, WIDTH, candidates_for
+from steersman.runtime.observation import COLUMN, candidates_for
 from steersman.runtime.policy import Policy
 from steersman.runtime.pool import Pool
+from steersman.runtime.situation import situation
 from steersman.runtime.tenant import Tenant, tenant_table
 from steersman.runtime.ticket import NO_REASONS, Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
 
@@ -36,8 +37,9 @@ class Scheduler:
     """guard → policy → decision over a fleet, and the counts behind it.
 
     For R replicas and C = `candidates` ≥ R + 2 (the default), `observe` fills `rows` float32 (C, WIDTH),
-    `mask` bool (C,) and `reasons` int8 (C,). Without a `policy` the scheduler observes and counts, and
-    somebody else decides. All times are seconds of `clock` since the scheduler was made.
+    `mask` bool (C,) and `reasons` int8 (C,), which are parts of the record `situation`. Without a `policy` the
+    scheduler observes and counts, and somebody else decides. All times are seconds of `clock` since the scheduler
+    was made.
 
     Raises:
         UserError: the candidates cannot hold the fleet.
@@ -60,9 +62,8 @@ class Scheduler:
         self.replicas = fleet.table()
         self.candidates = candidates_for(len(self.replicas), candidates)
         self.prefix_block_tokens = prefix_block_tokens
-        self.rows = np.zeros((self.candidates, WIDTH), np.float32)
-        self.mask = np.zeros(self.candidates, np.bool_)
-        self.reasons = np.zeros(self.candidates, np.int8)
+        self.situation = np.zeros((), situation(self.candidates))
+        self.rows, self.mask, self.reasons = (self.situation[name] for name in ("rows", "mask", "reasons"))
         self._matched = np.zeros(len(self.replicas))
         self._table = tenant_table(self.tenants)
         self._promises = [(tenant.slo.ttft_s, tenant.slo.tpot_s) for tenant in self.tenants.values()]
@@ -121,7 +122,8 @@ class Scheduler:
         if self._assumed:
             self.catch_up()
         self._staged = self._stage(ticket.request.keys)
-        full = [r for r, cap in self._caps.items() if self.inflight(r) >= cap and self.replicas["up"][r] == 1]
+        caps = self._caps
+        full = [r for r, cap in caps.items() if self.inflight(r) >= cap and self.replicas["up"][r] == 1] if caps else []
         if not full and not exclude:
             return self._look(ticket, False)
         up = self.replicas["up"].copy()
@@ -291,12 +293,12 @@ class Scheduler:
         """
         if ticket.stage not in (Stage.PREFILLING, Stage.DECODING):
             return None
-        now, q = self.now, ticket.request
-        if ok and ticket.stage is Stage.PREFILLING:
-            self.first_token(ticket, assumed=True)
-        if tokens is not None and ticket.stage is Stage.DECODING and tokens != ticket.streamed:
+        now, q, started = self.now, ticket.request, ticket.stage is Stage.DECODING
+        if started and tokens is not None and tokens != ticket.streamed:
             self._context_tokens[ticket.replica] += tokens - ticket.streamed
             ticket.streamed = tokens
+        elif ok and not started:  # nothing of it was counted as context
+            ticket.streamed = 1 if tokens is None else tokens
         served = self._fared(ticket, now, ok or left)
         router.end(
             self._a,
@@ -306,7 +308,7 @@ class Scheduler:
             q.prompt_tokens,
             ticket.uncached_tokens,
             ticket.streamed,
-            ticket.stage is Stage.DECODING,
+            started,
             ok,
             served.attained,
         )

@@ -183,8 +183,8 @@ async def test_a_deadline_does_not_cut_a_stream_that_has_begun() -> None:
         body = {**BODY, "stream": True}
         async with s.client.post(PATH, json=body, headers={"X-Steersman-Deadline-Ms": "2000"}) as response:
             await response.content.readuntil(b"\n\n")
-            (connection,) = s.gateway.relay._attempts[0]
-            s.gateway._too_late(connection._exchange, connection._ticket)
+            (attempt,) = s.gateway.relay.attempts[0]
+            attempt._owner.too_late()
             s.backends[0].hold.set()
             assert (await response.read()).endswith(b"data: [DONE]\n\n")
 

@@ -14,9 +14,9 @@ import pytest
 import uvloop
 from backends import STREAM, WHOLE, Prefer, Served, serving
 
+from steersman.runtime.gateway.attempt import Attempt, AttemptFailed
 from steersman.runtime.gateway.descriptors import room
 from steersman.runtime.gateway.http.client import Upstream
-from steersman.runtime.gateway.relay import Attempt, AttemptFailed
 from steersman.runtime.replica import Scraped
 from steersman.runtime.replica._health import HealthConfig, Status
 from steersman.runtime.replica._metrics import parse
@@ -135,7 +135,7 @@ async def test_all_that_a_dead_replica_held_is_served_and_its_breaker_opens_once
         async with asyncio.timeout(10):
             while len(s.backends[0].bodies) < 20:
                 await asyncio.sleep(0.005)
-        for attempt in list(s.gateway.relay._attempts[0]):
+        for attempt in list(s.gateway.relay.attempts[0]):
             attempt.give_up("it was killed")
         assert set(await asyncio.gather(*asking)) == {"r1"}
         health, now = s.gateway.pool.health[0], s.gateway.scheduler.now
@@ -237,10 +237,11 @@ async def test_a_connection_that_is_free_again_is_left_alone(status: int) -> Non
 
     async with serving(Prefer(0, 1)) as s:
         connection, exchange = Free(), SimpleNamespace(on_pause=None, started=False)
-        future = asyncio.get_running_loop().create_future()
-        attempt = Attempt(s.gateway.relay, exchange, None, SimpleNamespace(replica=0), future, [])  # type: ignore[arg-type]
-        with pytest.raises(AttemptFailed):
-            await attempt.run(connection, b"", b"", False)  # type: ignore[arg-type]
+        told: asyncio.Future[AttemptFailed] = asyncio.get_running_loop().create_future()
+        owner = SimpleNamespace(suspects=[], failed=told.set_result)
+        attempt = Attempt(s.gateway.relay, exchange, None, SimpleNamespace(replica=0), owner)  # type: ignore[arg-type]
+        attempt.start(connection, b"", b"")  # type: ignore[arg-type]
+        await told
         assert not connection.aborted
         assert exchange.on_pause is None
 
@@ -269,7 +270,7 @@ async def test_hundreds_of_clients_that_leave_leave_nothing_behind() -> None:
         for name in ("inflight", "prefilling", "prefill_tokens", "prompt_tokens", "context_tokens"):
             assert np.array_equal(views[name], fresh[name])
         assert s.gateway.limiter.total == 0
-        assert not any(s.gateway.relay._attempts)
+        assert not any(s.gateway.relay.attempts)
 
 
 def test_clients_get_no_more_descriptors_than_leave_one_for_their_replica(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ async def test_of_a_body_nothing_changes_but_the_models_name() -> None:
 
 
 async def test_a_bug_of_the_gateway_is_a_request_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fails(*_: object) -> None:
+    def fails(*_: object) -> None:
         raise RuntimeError("a bug")
 
     async with serving(Prefer(0, 1)) as s:

@@ -118,7 +118,7 @@ async def test_an_endless_answer_is_passed_on_and_not_kept() -> None:
         s.backends[0].answer = large
         async with s.client.post(PATH, json=BODY) as response:
             await response.content.readexactly(12_000_000)
-            (attempt,) = s.gateway.relay._attempts[0]
+            (attempt,) = s.gateway.relay.attempts[0]
             assert attempt._parts == []
             assert len(await response.read()) == size - 12_000_000
         await s.idle()

@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from wire import Answer, Echo, Memory, answers_in, listening
+from wire import Answer, Echo, Memory, answers_in, in_tasks, listening
 
-from steersman.runtime.gateway.http.server import Exchange, HttpLimits, Server, ServerProtocol
+from steersman.runtime.gateway.http.exchange import Exchange
+from steersman.runtime.gateway.http.protocol import ServerProtocol
+from steersman.runtime.gateway.http.server import HttpLimits, Server
 from steersman.runtime.gateway.metrics import http_metrics
 
 HOST = b"Host: a\r\n"
@@ -390,7 +392,7 @@ async def test_a_long_answer_is_not_idle() -> None:
 
 
 async def serving_with(handler: Callable[[Exchange], Awaitable[None]], limits: HttpLimits | None = None) -> Server:
-    server = Server(handler, limits)
+    server = Server(in_tasks(handler), limits)
     await server.start(host="127.0.0.1", port=0)
     return server
 
@@ -455,7 +457,7 @@ class Unread(Memory):
 
 @pytest.mark.parametrize("asked", [LAST, get(b"/x")])
 async def test_who_never_reads_the_rest_of_a_last_answer_is_waited_for_only_so_long(asked: bytes) -> None:
-    server = Server(Echo(), HttpLimits(write_timeout_s=20.0, idle_timeout_s=5.0))
+    server = Server(in_tasks(Echo()), HttpLimits(write_timeout_s=20.0, idle_timeout_s=5.0))
     unread = Unread(ServerProtocol(server))
     await unread.send(asked)
     await unread.settle()
@@ -719,7 +721,7 @@ async def test_an_answer_that_is_still_being_read_is_waited_for() -> None:
     async def answer(exchange: Exchange) -> None:
         exchange.respond(200, b"a" * size)
 
-    server = Server(answer)
+    server = Server(in_tasks(answer))
     await server.start(host="127.0.0.1", port=0)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
@@ -794,7 +796,7 @@ async def answered(pieces: list[bytes]) -> tuple[list[tuple[int, bytes]], bool, 
     """What comes back for bytes that arrive in `pieces`; whether the connection was closed; what was asked."""
     echo = Echo()
     echo.hold.set()
-    server = Server(echo, HttpLimits(head_bytes=2000, body_bytes=2000))
+    server = Server(in_tasks(echo), HttpLimits(head_bytes=2000, body_bytes=2000))
     wire = Memory(ServerProtocol(server))
     for piece in pieces:
         await wire.send(piece)

@@ -89,7 +89,8 @@ def test_any_observation_of_the_encoder_s_form_comes_back_to_the_bit(n: int, pad
     for i in range(n):
         decision = segment.PACK_DECISION.pack(i, i, 1000 * i, 1e-5, i % candidates, 0, -1)
         scores = np.full(candidates, float(i))
-        batch.decisions.append((decision, rows[i].tobytes(), mask[i].tobytes(), reasons[i].tobytes(), scores.tobytes()))
+        seen = rows[i].tobytes() + mask[i].tobytes() + reasons[i].tobytes()
+        batch.decisions.append(decision + seen + scores.tobytes())
         batch.keys.append(np.arange(i, dtype=np.int64).tobytes())
         batch.requests.append(
             segment.PACK_REQUEST.pack(i, i, 0, 0, 9, 9, 64, i, 0, -1, 0, 5, -1, 0, 1, 0, 0.1, 0.1, 0.3, 1, 1)
@@ -419,16 +420,15 @@ def test_a_journal_without_a_readable_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_file_of_a_newer_format_names_the_version_to_read_it_with(tmp_path: Path) -> None:
-    batch = Batch(decisions=[(b"", b"", b"", b"", b"")])
     newer = header(4).model_copy(update={"format": 99, "steersman": "9.9"})
     with pytest.raises(UserError, match=r"steersman 9\.9"):
-        unpack(pack(batch_of_one(batch), newer), "f")
+        unpack(pack(batch_of_one(), newer), "f")
 
 
-def batch_of_one(batch: Batch) -> Batch:
+def batch_of_one() -> Batch:
     zeros = np.zeros((4, WIDTH), np.float32).tobytes()
     decision = segment.PACK_DECISION.pack(0, 0, 0, 0.0, 0, 0, -1)
-    batch.decisions = [(decision, zeros, bytes(4), bytes(4), bytes(32))]
+    batch = Batch(decisions=[decision + zeros + bytes(4 + 4 + 32)])
     batch.requests = [segment.PACK_REQUEST.pack(0, 0, 0, 0, 9, 9, 64, 0, 0, -1, 0, 5, -1, 0, 1, 0, 0.1, 0.1, 0.3, 1, 1)]
     batch.keys = [b""]
     return batch

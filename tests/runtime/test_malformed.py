@@ -18,7 +18,8 @@ from backends import Prefer, Served, serving
 from wire import Answers
 
 from steersman.runtime.gateway.access import GatewayTenant
-from steersman.runtime.gateway.http.server import HttpLimits, ServerProtocol
+from steersman.runtime.gateway.http.protocol import ServerProtocol
+from steersman.runtime.gateway.http.server import HttpLimits
 
 REQUESTS, CLIENTS = 10_000, 20
 ANSWERED = (200, 400, 404, 405, 408, 413, 415, 417, 429, 431, 501, 505)  # 501, 505: what of HTTP is not spoken

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from certificates import make, needs_openssl, touch
-from wire import Echo, answers_in
+from wire import Echo, answers_in, in_tasks
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.http.server import Server
@@ -44,7 +44,7 @@ def shown_by(certificate: Path) -> bytes:
 async def test_a_renewed_certificate_holds_for_the_next_connection(tmp_path: Path) -> None:
     certificate, key = make(tmp_path)
     secured = tls(certificate, key)
-    server = Server(Echo())
+    server = Server(in_tasks(Echo()))
     await server.start(host="127.0.0.1", port=0, ssl=secured.context)
     try:
         first = shown_by(certificate)
@@ -66,7 +66,7 @@ async def test_a_renewed_certificate_holds_for_the_next_connection(tmp_path: Pat
 
 
 async def test_a_refused_request_is_told_why_over_tls(tmp_path: Path) -> None:
-    server = Server(Echo())
+    server = Server(in_tasks(Echo()))
     await server.start(host="127.0.0.1", port=0, ssl=tls(*make(tmp_path)).context)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

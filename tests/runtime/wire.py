@@ -13,7 +13,9 @@ from typing import NamedTuple
 import httptools
 
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.http.server import Exchange, HttpLimits, Server, ServerProtocol
+from steersman.runtime.gateway.http.exchange import Exchange
+from steersman.runtime.gateway.http.protocol import ServerProtocol
+from steersman.runtime.gateway.http.server import Handler, HttpLimits, Server
 
 
 class Answer(NamedTuple):
@@ -71,6 +73,29 @@ def answers_in(data: bytes) -> list[Answer]:
     answers.feed(data)
     assert not answers.inside, "the last answer is cut off"
     return answers.all
+
+
+def in_tasks(answer: Callable[[Exchange], Awaitable[None]]) -> Handler:
+    """`answer` as a handler: a task for each exchange, cancelled when its client leaves."""
+
+    async def run(exchange: Exchange) -> None:
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await answer(exchange)
+        except Exception:
+            exchange.broken()
+        else:
+            exchange.over()
+
+    def handle(exchange: Exchange) -> None:
+        task = asyncio.get_running_loop().create_task(run(exchange))
+
+        def leave() -> None:
+            task.cancel()
+
+        exchange.on_leave = leave
+
+    return handle
 
 
 class Echo:
@@ -190,7 +215,7 @@ class Listening:
 async def listening(limits: HttpLimits | None = None) -> AsyncIterator[Listening]:
     """A server with an `Echo` behind it."""
     echo = Echo()
-    server = Server(echo, limits)
+    server = Server(in_tasks(echo), limits)
     await server.start(host="127.0.0.1", port=0)
     listens = Listening(server, echo)
     try:
@@ -274,5 +299,5 @@ class Memory(asyncio.Transport):
 
     async def settle(self) -> None:
         """Until everything that was asked is answered."""
-        while self.protocol.transport is not None and (self.protocol.current is not None or not self.reading):
+        while self.protocol.transport is not None and (self.protocol.busy or not self.reading):
             await asyncio.sleep(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from steersman.runtime.gateway.http.server import Exchange
+from steersman.runtime.gateway.http.exchange import Exchange
 from steersman.runtime.log import named
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.ticket import Ticket

@@ -15,12 +15,13 @@ from steersman.runtime.gateway.access import Access, Caller
 from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.http.server import Exchange
+from steersman.runtime.gateway.http.exchange import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit
 from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_caches, of_journal
+from steersman.runtime.gateway.passage import Passage
 from steersman.runtime.gateway.prompt import Call, read_call
-from steersman.runtime.gateway.refusals import all_failed, not_allowed, turned_away
-from steersman.runtime.gateway.relay import AttemptFailed, Relay, Suspect
+from steersman.runtime.gateway.refusals import not_allowed, turned_away
+from steersman.runtime.gateway.relay import Relay
 from steersman.runtime.gateway.retry_after import retry_after
 from steersman.runtime.gateway.window import Window
 from steersman.runtime.journal import Journal
@@ -36,8 +37,6 @@ SERVED = (b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS)
 _NAME_CHARS = 200  # of a model's name that nobody knows: it may be as long as a body
 AUDIT_LINES = 10_000  # that wait to be written before requests with a rule are refused
 _CLIENTS = ("cancelled", "rejected")  # endings that are the client's doing, and break no promise
-# Failures that may be the end of a replica, and how many of them one request may meet.
-_DEATHS, _MOST_DEATHS = ("broke", "silent"), 3
 
 
 class Phase(IntEnum):
@@ -107,20 +106,25 @@ class Gateway:
             b"/metrics": self._show_metrics,
         }
 
-    async def handle(self, exchange: Exchange) -> None:
-        """Answer one request. Every error has the API's form."""
+    def handle(self, exchange: Exchange) -> Callable[[], None] | None:
+        """Begin to answer one request; what is returned goes on with it. Every error has the API's form."""
         try:
             if exchange.path not in SERVED:
                 self._page(exchange)
+                exchange.over()
             elif exchange.method == b"POST":
-                await self._completions(exchange)
+                return Passage(self, exchange).go
             else:
                 raise not_allowed(exchange.path, "POST")
         except ApiError as error:
-            if exchange.started:
-                raise
-            self.metrics.answered_error(error.status, error.code)
-            exchange.fail(error)
+            self.refuse(exchange, error)
+        return None
+
+    def refuse(self, exchange: Exchange, error: ApiError) -> None:
+        """Answer with an error."""
+        self.metrics.answered_error(error.status, error.code)
+        exchange.fail(error)
+        exchange.over()
 
     async def drained(self) -> None:
         """From now on new requests are refused; returns when the last one in flight has ended."""
@@ -183,29 +187,6 @@ class Gateway:
 
     # Completions and embeddings
 
-    async def _completions(self, exchange: Exchange) -> None:
-        caller, call, ticket = self.enter(exchange.headers, exchange.path, exchange.body)
-        exchange.ticket = ticket
-        deadline = None
-        if caller.deadline_s is not None:
-            deadline = asyncio.get_running_loop().call_later(caller.deadline_s, self._too_late, exchange, ticket)
-        try:
-            await self._decide_and_serve(exchange, caller, call, ticket)
-        except Exception:
-            if self.scheduler.abandoned(ticket):
-                self.ended(ticket, "failed")
-            raise
-        except asyncio.CancelledError:
-            if not ticket.late or exchange.started:
-                raise
-            raise ApiError(
-                504, f"no answer began within {caller.deadline_s:g} s, the request's deadline", code="deadline_exceeded"
-            ) from None
-        finally:
-            if deadline is not None:
-                deadline.cancel()
-            self.leave(caller, ticket)
-
     def enter(self, headers: Mapping[bytes, bytes], path: bytes, body: bytes) -> tuple[Caller, Call, Ticket]:
         """A request comes in: who sends it, what for, and its ticket. `leave` is its counterpart.
 
@@ -254,64 +235,21 @@ class Gateway:
         ticket.reserved = reserved
         return ticket
 
-    @staticmethod
-    def _too_late(exchange: Exchange, ticket: Ticket) -> None:
-        """The deadline of a request has come: it ends, unless its answer has begun."""
-        if not exchange.started and exchange.task is not None:
-            ticket.late = True
-            exchange.task.cancel()
-
-    async def _decide_and_serve(self, exchange: Exchange, caller: Caller, call: Call, ticket: Ticket) -> None:
-        scheduler = self.scheduler
-        tried: list[int] = []
-        suspects: list[Suspect] = []
-        deaths = 0
-        failure: AttemptFailed | None = None
-        while True:
-            decision = self.decide(exchange.request_id, caller, ticket, tried)
-            if decision.kind is Kind.HOLD:
-                await self._held(ticket)
-                continue
-            if decision.kind is not Kind.DISPATCH:
-                scheduler.shed(ticket)
-                ticket.used = 0
-                self.ended(ticket, decision.kind if failure is None else "failed")
-                if failure is not None:
-                    raise self._all_failed(failure, suspects)
-                raise self.turned_away(decision, ticket.request)
-            scheduler.dispatched(ticket, decision.replica)
-            if tried:
-                self.metrics.retried(tried[-1])
-            try:
-                await self.relay.serve(exchange, call, ticket, decision.replica, suspects)
-                return
-            except AttemptFailed as error:
-                failure = error
-                scheduler.withdrawn(ticket)
-                self.metrics.error(decision.replica, error.kind)
-                tried.append(decision.replica)
-                deaths += error.kind in _DEATHS
-                if deaths >= _MOST_DEATHS:  # it may be what kills them
-                    scheduler.shed(ticket)
-                    ticket.used = 0
-                    self.ended(ticket, "failed")
-                    raise self._all_failed(failure, suspects) from None
-            except asyncio.CancelledError:
-                self._broke_off(ticket, self._cause(ticket))
-                raise
-            except BaseException:  # a bug of ours
-                self._broke_off(ticket, "failed")
-                raise
-
-    def _cause(self, ticket: Ticket) -> str:
-        """Why the task of a request was cancelled: its deadline came, the gateway stops, or its client left."""
+    def cause(self, ticket: Ticket) -> str:
+        """Why a request is given up: its deadline came, the gateway stops, or its client left."""
         return "late" if ticket.late else "unended" if self.phase is Phase.STOPPING else "cancelled"
 
-    def _broke_off(self, ticket: Ticket, outcome: str) -> None:
+    def broke_off(self, ticket: Ticket, outcome: str) -> None:
         """A dispatched request ends before its replica answered, or while it did."""
         served = self.scheduler.ended(ticket, ok=False, left=outcome in _CLIENTS)
         if served is not None:
             self.ended(ticket, outcome, served)
+
+    def turn_away(self, ticket: Ticket, outcome: str) -> None:
+        """A waiting request is shed, or no replica may take it."""
+        self.scheduler.shed(ticket)
+        ticket.used = 0
+        self.ended(ticket, outcome)
 
     async def decided(
         self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()
@@ -351,7 +289,7 @@ class Gateway:
         except asyncio.CancelledError:
             ticket.used = 0
             attained = self.scheduler.given_up(ticket)
-            self.ended(ticket, self._cause(ticket), attained=attained)
+            self.ended(ticket, self.cause(ticket), attained=attained)
             raise
         self.scheduler.resumed(ticket)
 
@@ -421,11 +359,6 @@ class Gateway:
     def turned_away(self, decision: Decision, live: LiveRequest) -> ApiError:
         """The answer to a request that is shed, or that no replica may take."""
         return turned_away(decision, live, self.metrics.tenants[live.tenant])
-
-    def _all_failed(self, failure: AttemptFailed, suspects: list[Suspect]) -> ApiError:
-        if len(suspects) == 1:  # of several that gave 5xx to one request, none is to blame
-            self.pool.failed(*suspects[0])
-        return all_failed(failure)
 
     # Replicas
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,10 +49,15 @@ def read_call(body: bytes, embeds: bool = False) -> Call:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(data, dict):
         raise ApiError(400, f"the body must be a JSON object, not {type(data).__name__}")
-    model = _field(data, "model", (str, type(None)), None)
-    limit = _field(data, "max_completion_tokens", (int, type(None)), None)
-    if limit is None:
-        limit = _field(data, "max_tokens", (int, type(None)), None)
+    get = data.get
+    if (model := get("model")) is not None and type(model) is not str:
+        raise _not("model", "str or null", model)
+    name = "max_completion_tokens"
+    if (limit := get(name)) is None:
+        name = "max_tokens"
+        limit = get(name)
+    if limit is not None and type(limit) is not int:  # what comes from JSON has no subclasses
+        raise _not(name, "int or null", limit)
     if limit is not None and not 0 <= limit < 2**31:
         raise ApiError(400, f"max_tokens must be a positive number, not {limit}", param="max_tokens")
     exact = None
@@ -63,14 +67,17 @@ def read_call(body: bytes, embeds: bool = False) -> Call:
         exact, text = _prompt(data["input"])
         return Call(model, False, 1, len(text), exact, prefix_keys(text))
     if "messages" in data:
-        messages = _field(data, "messages", (list,), [])
-        text = b"\x02".join(_canonical(data, messages))
+        messages = data["messages"]
+        if type(messages) is not list:
+            raise _not("messages", "list", messages)
+        text = _canonical(data, messages)
     elif "prompt" in data:
         exact, text = _prompt(data["prompt"])
     else:
         raise ApiError(400, "the body needs 'messages' or 'prompt'", param="messages")
-    stream = bool(_field(data, "stream", (bool, type(None)), False))
-    return Call(model, stream, limit or 0, len(text), exact, prefix_keys(text), _answers(data))
+    if (stream := get("stream")) is not None and type(stream) is not bool:
+        raise _not("stream", "bool or null", stream)
+    return Call(model, stream is True, limit or 0, len(text), exact, prefix_keys(text), _answers(data))
 
 
 def _answers(data: dict[str, Any]) -> int:
@@ -97,12 +104,8 @@ def prefix_keys(text: bytes) -> np.ndarray:
     return np.array(keys, np.int64)
 
 
-def _field(data: dict[str, Any], name: str, types: tuple[type, ...], default: Any) -> Any:
-    value = data.get(name, default)
-    if type(value) not in types:  # what comes from JSON has no subclasses
-        wanted = " or ".join("null" if t is type(None) else t.__name__ for t in types)
-        raise ApiError(400, f"{name!r} must be {wanted}, not {type(value).__name__}", param=name)
-    return value
+def _not(name: str, wanted: str, value: Any) -> ApiError:
+    return ApiError(400, f"{name!r} must be {wanted}, not {type(value).__name__}", param=name)
 
 
 def _prompt(prompt: Any) -> tuple[int | None, bytes]:
@@ -129,25 +132,36 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _canonical(data: dict[str, Any], messages: list[Any]) -> Iterator[bytes]:
+def _canonical(data: dict[str, Any], messages: list[Any]) -> bytes:
     """A chat in the order in which templates write it: tools, then each message's role and content."""
-    if data.get("tools"):
-        yield _json(data["tools"]).encode()
+    parts = [_json(data["tools"])] if data.get("tools") else []
     count = len(messages)
+    _few(count)
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ApiError(400, f"messages[{i}] must be an object", param="messages")
-        content = message.get("content")
-        count += len(content) if isinstance(content, list) else 0
-        if count > _PARTS:
-            raise ApiError(400, f"the messages have more than {_PARTS} parts", param="messages")
-        parts = [p.get("text", p) if isinstance(p, dict) else p for p in _as_list(content) if p is not None]
-        rest = {k: v for k, v in message.items() if k not in ("role", "content")}
-        if rest:
-            parts.append(rest)
-        text = "\x01".join(p if isinstance(p, str) else _json(p) for p in parts)
-        role = message.get("role")
-        yield f"{role if isinstance(role, str) else _json(role)}\x01{text}".encode(errors="surrogatepass")
+        role, content = message.get("role"), message.get("content")
+        if type(content) is str and type(role) is str and len(message) == 2:  # which most are
+            parts.append(f"{role}\x01{content}")
+        else:
+            count += len(content) if isinstance(content, list) else 0
+            _few(count)
+            parts.append(_message(message, role, content))
+    return "\x02".join(parts).encode(errors="surrogatepass")
+
+
+def _few(count: int) -> None:
+    if count > _PARTS:
+        raise ApiError(400, f"the messages have more than {_PARTS} parts", param="messages")
+
+
+def _message(message: dict[str, Any], role: Any, content: Any) -> str:
+    parts = [p.get("text", p) if isinstance(p, dict) else p for p in _as_list(content) if p is not None]
+    rest = {k: v for k, v in message.items() if k not in ("role", "content")}
+    if rest:
+        parts.append(rest)
+    text = "\x01".join(p if isinstance(p, str) else _json(p) for p in parts)
+    return f"{role if isinstance(role, str) else _json(role)}\x01{text}"
 
 
 class TokenEstimate:

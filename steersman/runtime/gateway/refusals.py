@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from steersman.runtime.gateway.attempt import AttemptFailed
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.relay import AttemptFailed
 from steersman.runtime.gateway.retry_after import retry_after
 from steersman.runtime.guard import Reason
 from steersman.runtime.ticket import Decision, Kind, LiveRequest
@@ -46,6 +46,11 @@ def all_failed(failure: AttemptFailed) -> ApiError:
             429, f"every replica tried is busy, at last {failure}", code="busy", headers=retry_after(failure.busy_s)
         )
     return ApiError(502, f"every replica tried failed, at last {failure}", code="replica_failed")
+
+
+def too_late(deadline_s: float | None) -> ApiError:
+    """The deadline has come before the answer."""
+    return ApiError(504, f"no answer began within {deadline_s:g} s, the request's deadline", code="deadline_exceeded")
 
 
 def not_allowed(path: bytes, methods: str) -> ApiError:

@@ -20,6 +20,7 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.journal.columns import distinct, planes, rows
 from steersman.runtime.observation import CANDIDATE_FEATURES, SCHEMA_HASH, WIDTH
+from steersman.runtime.situation import situation
 from steersman.runtime.tenant import Tenant
 
 FORMAT = 1
@@ -111,8 +112,7 @@ class Batch:
 
     requests: list[bytes] = field(default_factory=list)  # PACK_REQUEST
     keys: list[bytes] = field(default_factory=list)  # int64
-    # PACK_DECISION, rows float32 (C, WIDTH), mask (C,), reasons int8 (C,), scores float64 (C,)
-    decisions: list[tuple[bytes, bytes, bytes, bytes, bytes]] = field(default_factory=list)
+    decisions: list[bytes] = field(default_factory=list)  # PACK_DECISION, a situation, scores float64 (C,)
     size: int = 0  # bytes, roughly
 
 
@@ -164,26 +164,33 @@ class Segment:
         return rows(self._stored["scores"], np.float32, (self.header.candidates,))
 
 
+def _decided(candidates: int) -> np.dtype:
+    """Of one of `Batch.decisions`."""
+    parts = [("decision", DECISION), ("situation", situation(candidates)), ("scores", np.float64, (candidates,))]
+    return np.dtype(parts)
+
+
 def pack(batch: Batch, header: Header) -> bytes:
     """A file's bytes."""
-    n, candidates = len(batch.decisions), header.candidates
-    records, observed, masks, reasons, scores = (b"".join(column) for column in zip(*batch.decisions, strict=True))
-    table = np.frombuffer(observed, np.float32).reshape(n, candidates, WIDTH)
+    candidates = header.candidates
+    table = np.frombuffer(b"".join(batch.decisions), _decided(candidates))
+    seen = table["situation"]
+    observed = seen["rows"].copy()  # in `table` nothing is aligned
     replicas, k = len(header.fleet.names), CANDIDATE_FEATURES
     keys, places = distinct(np.frombuffer(bytearray().join(batch.keys), np.int64))
     with np.errstate(over="ignore"):
-        shortened = np.frombuffer(scores, np.float64).reshape(n, candidates).astype(np.float32)
+        shortened = table["scores"].astype(np.float32)
     whole = io.BytesIO()
     np.savez(
         whole,
         header=np.frombuffer(header.model_dump_json().encode(), np.uint8),
         requests=planes(np.frombuffer(b"".join(batch.requests), REQUEST), 1),
-        decisions=planes(np.frombuffer(records, DECISION), 1),
-        replicas=planes(table[:, :replicas, :k], 4),
-        hold=planes(table[:, -2, k - HOLD_FEATURES : k], 4),
-        shared=planes(table[:, -1, k:], 4),
-        mask=planes(np.frombuffer(masks, np.uint8).reshape(n, candidates), 1),
-        reasons=planes(np.frombuffer(reasons, np.uint8).reshape(n, candidates), 1),
+        decisions=planes(table["decision"].copy(), 1),
+        replicas=planes(observed[:, :replicas, :k], 4),
+        hold=planes(observed[:, -2, k - HOLD_FEATURES : k], 4),
+        shared=planes(observed[:, -1, k:], 4),
+        mask=planes(seen["mask"].copy(), 1),
+        reasons=planes(seen["reasons"].copy(), 1),
         scores=planes(shortened, 4),
         keys=keys,
         key_steps=planes(np.diff(places, prepend=np.uint32(0)), 4),

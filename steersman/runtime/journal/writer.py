@@ -26,7 +26,6 @@ SEGMENT_BYTES = 32 << 20  # of memory, at most: a large fleet, or long prompts, 
 _FALLBACKS = {fallback: code for code, fallback in enumerate(Fallback)}
 _DECIDED = PACK_DECISION.pack
 _OVER = PACK_REQUEST.pack
-_Copies = list[tuple[bytes, bytes, bytes, bytes, bytes]]
 
 
 class Journal:
@@ -72,7 +71,7 @@ class Journal:
         self._started_s = 0.0
         self._numbers = self._order = 0
         self._policies: dict[tuple[str, str], int] = {}
-        self._open: dict[Ticket, tuple[int, _Copies]] = {}
+        self._open: dict[Ticket, tuple[int, list[bytes]]] = {}
         self._open_bytes = 0  # of decisions whose requests are not over
         self._waiting_bytes = 0  # of those that are not written
         self._batch = Batch()
@@ -117,23 +116,17 @@ class Journal:
         if policy is None:
             policy = self._policies[who] = len(self._policies)
         scores = decision.scores
-        entry[1].append(
-            (
-                _DECIDED(
-                    entry[0],
-                    self._order,
-                    int(scheduler.now * 1e6),
-                    decision.decision_s,
-                    choice,
-                    policy,
-                    -1 if decision.fallback is None else _FALLBACKS[decision.fallback],
-                ),
-                scheduler.rows.tobytes(),
-                scheduler.mask.tobytes(),
-                scheduler.reasons.tobytes(),
-                self._no_scores if scores is None or scores.nbytes != len(self._no_scores) else scores.tobytes(),
-            )
+        record = _DECIDED(
+            entry[0],
+            self._order,
+            int(scheduler.now * 1e6),
+            decision.decision_s,
+            choice,
+            policy,
+            -1 if decision.fallback is None else _FALLBACKS[decision.fallback],
         )
+        told = self._no_scores if scores is None or scores.nbytes != len(self._no_scores) else scores.tobytes()
+        entry[1].append(record + scheduler.situation.tobytes() + told)
         self._order += 1
         self._open_bytes += self._decision_bytes
 

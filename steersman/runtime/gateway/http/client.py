@@ -143,8 +143,10 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
+        "_complete",
         "_head_bytes",
         "_headers",
+        "_keeps",
         "_parser",
         "_paused",
         "_receiver",
@@ -167,7 +169,9 @@ class Connection(asyncio.Protocol):
         self._used = self._paused = False
         self._body: list[bytes] = []  # of what was read last
         self._receiver: Receiver | None = None
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._complete = False  # the answer is, or none is owed
+        self._keeps = False  # the server keeps the connection
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._status = 0
@@ -180,8 +184,7 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, body: bytes, receiver: Receiver) -> None:
         """Send a request; `receiver` is told of the answer."""
         assert self.transport is not None
-        self._receiver = receiver
-        self._parser = httptools.HttpResponseParser(self)
+        self._receiver, self._complete = receiver, False
         self._headers, self._head_bytes, self._status = [], 0, 0
         self.last_byte_s = self.loop.time()
         if len(body) < 16384:
@@ -228,37 +231,47 @@ class Connection(asyncio.Protocol):
         self.upstream.open.discard(self)
         if self._receiver is None:
             return
-        if exc is None and self._parser is not None and self._status and self._until_close:
-            self._end()  # a body without a stated length ends with its connection
+        if exc is None and self._status and self._until_close:
+            self._end(False)  # a body without a stated length ends with its connection
         else:
             self._broke("the connection broke", stale=self._used and not self._head_bytes)
 
     def data_received(self, data: bytes) -> None:
-        parser = self._parser
-        if self._receiver is None or parser is None:  # nobody asked for it
+        if self._receiver is None:  # nobody asked for it
             self.abort()
             return
         self.last_byte_s = self.loop.time()
         if not self._status:
             self._head_bytes += len(data)
         try:
-            parser.feed_data(data)
+            self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            if isinstance(error, httptools.HttpParserCallbackError):
-                _log.error("the gateway failed on an answer", exc_info=error.__context__)
-            self._pass_on()
-            self._broke(f"its answer is not valid HTTP ({error})")
-            self.abort()
-            return
+            self._odd(error)
+        else:
+            if self._body:
+                self._pass_on()
+            # Not while the parser is at work: the next request may be sent at once.
+            if self._complete:
+                self._end(self._keeps)
+            elif not self._status and self._head_bytes > _HEAD_LIMIT:
+                self._broke("the head of its answer is too large")
+                self.abort()
+
+    def _odd(self, error: Exception) -> None:
+        """What came is not an answer, or more than it."""
+        if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(error.__context__, Broken):
+            _log.error("the gateway failed on an answer", exc_info=error.__context__)
         self._pass_on()
-        if not self._status and self._head_bytes > _HEAD_LIMIT:
-            self._broke("the head of its answer is too large")
+        if self._complete:
+            self._end(False)
+        else:
+            self._broke(f"its answer is not valid HTTP ({error})")
             self.abort()
 
     # From the parser
 
     def on_message_begin(self) -> None:
-        if self._parser is None:
+        if self._complete:
             raise Broken("it sent more than its answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -266,7 +279,6 @@ class Connection(asyncio.Protocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        assert self._parser is not None
         status = self._parser.get_status_code()
         if status < 200:  # an interim answer: the real one follows
             self._headers = []
@@ -282,8 +294,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._status:
-            self._pass_on()
-            self._end()
+            self._complete, self._keeps = True, self._parser.should_keep_alive()
 
     def _pass_on(self) -> None:
         """What one read held goes on as one piece, however many chunks it came in: a write each would cost more."""
@@ -293,12 +304,10 @@ class Connection(asyncio.Protocol):
             if self._receiver is not None:
                 self._receiver.data(body[0] if len(body) == 1 else b"".join(body))
 
-    def _end(self) -> None:
+    def _end(self, keeps: bool) -> None:
         receiver, self._receiver = self._receiver, None
-        parser, self._parser = self._parser, None
-        transport = self.transport
-        if transport is not None:
-            if receiver is not None and parser is not None and not self._until_close and parser.should_keep_alive():
+        if self.transport is not None:
+            if receiver is not None and keeps and not self._until_close:
                 self.idle_since = self.loop.time()
                 self._used = True
                 if self._paused:
