@@ -10,7 +10,7 @@ import functools
 import numpy as np
 from numba import types
 
-from steersman.runtime import bookkeeping, prefixes
+from steersman.runtime import bookkeeping, prefixes, radix
 from steersman.runtime.compiled import address_of, caller, carray, inner, njit, pointer
 from steersman.runtime.guard import guard
 from steersman.runtime.observation import WIDTH, encode
@@ -236,7 +236,7 @@ def warm(a, rows):
             prefixes.touch(tree, s.blocks, q.block_start, np.int64(q.prompt_blocks), capacity)
     for r in range(c.n_replicas):
         e = s.engines[r]
-        e.free_blocks = e.total_blocks - prefixes.head(tree_of(s, a, r)).size * c.per_prefix
+        e.free_blocks = e.total_blocks - radix.head(tree_of(s, a, r)).size * c.per_prefix
 
 
 STEP = types.int64(types.int64, types.int64, types.int64)

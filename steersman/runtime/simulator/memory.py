@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steersman.runtime import prefixes
+from steersman.runtime import prefixes, radix
 from steersman.runtime.compiled import inner
 from steersman.runtime.simulator.state import tree_of
 
@@ -16,7 +16,7 @@ def blocks_for(c, tokens):
 @inner(inline=True)
 def available_blocks(s, a, r):
     """KV blocks that can be had: free ones, and idle cache entries."""
-    return s.engines[r].free_blocks + prefixes.head(tree_of(s, a, r)).idle * s.cluster[0].per_prefix
+    return s.engines[r].free_blocks + radix.head(tree_of(s, a, r)).idle * s.cluster[0].per_prefix
 
 
 @inner(inline=True)

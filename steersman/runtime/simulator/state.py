@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from steersman.runtime import bookkeeping, prefixes
+from steersman.runtime import bookkeeping, prefixes, radix
 from steersman.runtime.bookkeeping import FLEET_VIEW, TENANT_VIEW, VIEW, Bookkeeping
 from steersman.runtime.compiled import carray, copy_bytes, inner, njit, pointer
 from steersman.runtime.fleet import REPLICA
@@ -66,7 +66,7 @@ def shape_of(
     replicas: np.ndarray, tenants: int, sequences: int, block_tokens: int, prefix_tokens: int, gateways: int = 1
 ) -> Shape:
     """The sizes for a fleet (REPLICA array) with room for `sequences` requests in flight."""
-    nodes = prefixes.nodes_for(int(replicas["kv_tokens"].max()) // prefix_tokens)
+    nodes = radix.nodes_for(int(replicas["kv_tokens"].max()) // prefix_tokens)
     return Shape(
         replicas=len(replicas),
         tenants=tenants,
@@ -75,7 +75,7 @@ def shape_of(
         slots=int(replicas["max_num_seqs"].max()),
         block_tokens=block_tokens,
         nodes=nodes,
-        buckets=prefixes.buckets_for(nodes),
+        buckets=radix.buckets_for(nodes),
     )
 
 
@@ -107,9 +107,9 @@ def _sections(shape: Shape) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
         "decoding": (number, (r, s)),
         "finish": (np.dtype(np.int64), (r, s)),
         "finishing": (number, (r, s)),
-        "sets": (prefixes.HEAD, (1 + g, r)),
-        "tables": (number, (1 + g, prefixes.buckets_for(n), r)),
-        "nodes": (prefixes.NODE, (1 + g, r, n)),
+        "sets": (radix.HEAD, (1 + g, r)),
+        "tables": (number, (1 + g, radix.buckets_for(n), r)),
+        "nodes": (radix.NODE, (1 + g, r, n)),
         "ended": (number, (m + 1,)),
         "held": (number, (m,)),
         "sequences": (SEQUENCE, (m,)),
@@ -144,7 +144,7 @@ def _align(offset: int) -> int:
     return -(-offset // 64) * 64
 
 
-_HEAD, _NODE = prefixes.HEAD.itemsize, prefixes.NODE.itemsize
+_HEAD, _NODE = radix.HEAD.itemsize, radix.NODE.itemsize
 _VIEW, _TENANT_VIEW, _FLEET_VIEW, _SEQUENCE = (d.itemsize for d in (VIEW, TENANT_VIEW, FLEET_VIEW, SEQUENCE))
 
 
@@ -191,9 +191,9 @@ def open_book(a, g):
         carray(pointer(a + c.at_tenant_views + g * t * _TENANT_VIEW), (t,), TENANT_VIEW),
         carray(pointer(a + c.at_fleets + g * _FLEET_VIEW), (1,), FLEET_VIEW),
         carray(pointer(a + c.at_tenant_inflight + g * r * t * 8), (r, t), np.float64),
-        carray(pointer(a + c.at_sets + (1 + g) * r * _HEAD), (r,), prefixes.HEAD),
+        carray(pointer(a + c.at_sets + (1 + g) * r * _HEAD), (r,), radix.HEAD),
         carray(pointer(a + c.at_tables + (1 + g) * r * c.n_buckets * 4), (c.n_buckets, r), np.int32),
-        carray(pointer(a + c.at_nodes + (1 + g) * r * c.n_nodes * _NODE), (r, c.n_nodes), prefixes.NODE),
+        carray(pointer(a + c.at_nodes + (1 + g) * r * c.n_nodes * _NODE), (r, c.n_nodes), radix.NODE),
     )
 
 
@@ -252,7 +252,7 @@ def clear_engine(a, r):
     s.present[r, :] = 0
     s.streams[r, :] = 0
     nodes = a + c.at_nodes + r * c.n_nodes * _NODE
-    prefixes.clear(tree_of(s, a, r), nodes, c.n_nodes, a + c.at_tables + 4 * r, c.n_buckets, c.n_replicas)
+    radix.clear(tree_of(s, a, r), nodes, c.n_nodes, a + c.at_tables + 4 * r, c.n_buckets, c.n_replicas)
 
 
 @njit
@@ -264,7 +264,7 @@ def copy_state(target, source):
     open_state(target).cluster[0].observed = 0  # rows and mask are not copied
     for i in range(c.n_replicas * (1 + c.n_gateways)):
         at = c.at_nodes + i * c.n_nodes * _NODE
-        copy_bytes(target + at, source + at, _NODE * prefixes.head(source + c.at_sets + i * _HEAD).used)
+        copy_bytes(target + at, source + at, _NODE * radix.head(source + c.at_sets + i * _HEAD).used)
     copy_bytes(target + c.at_ended, source + c.at_ended, 4 * c.n_ended)
     copy_bytes(target + c.at_held, source + c.at_held, 4 * c.n_held)
     copy_bytes(target + c.at_sequences, source + c.at_sequences, _SEQUENCE * c.used_slots)
@@ -275,7 +275,7 @@ def count_blocks(a):
     """Blocks in all sets of prefixes of a cluster."""
     c, total = carray(pointer(a), (1,), CLUSTER)[0], 0
     for i in range(c.n_replicas * (1 + c.n_gateways)):
-        total += prefixes.head(a + c.at_sets + i * _HEAD).size
+        total += radix.head(a + c.at_sets + i * _HEAD).size
     return total
 
 
