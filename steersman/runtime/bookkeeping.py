@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steersman.runtime import prefixes
+from steersman.runtime import prefixes, radix
 from steersman.runtime.compiled import njit
 from steersman.runtime.tenant import TENANT
 
@@ -47,7 +47,7 @@ TENANT_VIEW = np.dtype(
 # One row: the whole fleet.
 FLEET_VIEW = np.dtype([("rate_short", "f8"), ("rate_long", "f8"), ("rate_at_s", "f8"), ("held", "f8")], align=True)
 
-_HEAD, _NODE = prefixes.HEAD.itemsize, prefixes.NODE.itemsize
+_HEAD, _NODE = radix.HEAD.itemsize, radix.NODE.itemsize
 PREFILL_RATE_WINDOW_S = 10.0
 RATE_SHORT_S, RATE_LONG_S = 3.0, 60.0
 OUTPUT_MEMORY = 200.0  # requests over which a tenant's mean output length decays
@@ -70,16 +70,16 @@ class Bookkeeping(NamedTuple):
 
 def new_bookkeeping(replicas: np.ndarray, tenants: np.ndarray, prefix_tokens: int) -> Bookkeeping:
     """Empty counts for REPLICA and TENANT arrays; each replica is believed to cache what its KV memory can hold."""
-    nodes = prefixes.nodes_for(int(replicas["kv_tokens"].max()) // prefix_tokens)
+    nodes = radix.nodes_for(int(replicas["kv_tokens"].max()) // prefix_tokens)
     book = Bookkeeping(
         views=np.zeros(len(replicas), VIEW),
         tenants=tenants.copy(),
         tenant_views=np.zeros(len(tenants), TENANT_VIEW),
         fleet=np.zeros(1, FLEET_VIEW),
         tenant_inflight=np.zeros((len(replicas), len(tenants))),
-        sets=np.zeros(len(replicas), prefixes.HEAD),
-        table=np.zeros((prefixes.buckets_for(nodes), len(replicas)), np.int32),
-        nodes=np.zeros((len(replicas), nodes), prefixes.NODE),
+        sets=np.zeros(len(replicas), radix.HEAD),
+        table=np.zeros((radix.buckets_for(nodes), len(replicas)), np.int32),
+        nodes=np.zeros((len(replicas), nodes), radix.NODE),
     )
     assert tenants.dtype == TENANT
     clear(book)
@@ -96,7 +96,7 @@ def clear(book):
         v.running = v.waiting = v.kv_use = v.scraped_at_s = 0.0
         count = book.nodes.shape[1]
         nodes = book.nodes.ctypes.data + r * count * _NODE
-        prefixes.clear(belief(book, r), nodes, count, book.table.ctypes.data + 4 * r, *book.table.shape)
+        radix.clear(belief(book, r), nodes, count, book.table.ctypes.data + 4 * r, *book.table.shape)
     for t in range(len(book.tenants)):
         book.tenant_views[t].output_tokens = book.tenants[t].expected_output_tokens
         book.tenant_views[t].attainment = 1.0
@@ -115,7 +115,7 @@ def belief(book, r):
 @njit(forceinline=True)
 def forget(book, r):
     """Replica `r` went down: its cache is lost."""
-    prefixes.clear_again(belief(book, r))
+    radix.clear_again(belief(book, r))
 
 
 @njit(forceinline=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from steersman.runtime import bookkeeping, prefixes
+from steersman.runtime import bookkeeping, prefixes, radix
 from steersman.runtime.bookkeeping import Bookkeeping
 from steersman.runtime.compiled import njit
 
@@ -38,7 +38,7 @@ class Pool:
 
 @njit
 def _size(book: Bookkeeping, r: int) -> int:
-    return prefixes.head(bookkeeping.belief(book, r)).size
+    return radix.head(bookkeeping.belief(book, r)).size
 
 
 @njit

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from steersman.runtime import bookkeeping, prefixes
+from steersman.runtime import bookkeeping, radix
 from steersman.runtime.bookkeeping import FLEET_VIEW, TENANT_VIEW, VIEW, Bookkeeping
 from steersman.runtime.compiled import carray, njit, pointer
 from steersman.runtime.fleet import REPLICA
@@ -84,9 +84,9 @@ def _book(a):
         carray(pointer(s.p_tenant_views), (t,), TENANT_VIEW),
         carray(pointer(s.p_fleet), (1,), FLEET_VIEW),
         carray(pointer(s.p_tenant_inflight), (n, t), np.float64),
-        carray(pointer(s.p_sets), (n,), prefixes.HEAD),
+        carray(pointer(s.p_sets), (n,), radix.HEAD),
         carray(pointer(s.p_table), (s.n_buckets, n), np.int32),
-        carray(pointer(s.p_nodes), (n, s.n_nodes), prefixes.NODE),
+        carray(pointer(s.p_nodes), (n, s.n_nodes), radix.NODE),
     )
 
 

@@ -15,8 +15,12 @@ from steersman.runtime.fleet import Fleet
 from steersman.runtime.outcomes import State as RequestState
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import queue
-from steersman.runtime.simulator.engine import complete, cut, fail, span, steps_within, stream_to, use
-from steersman.runtime.simulator.state import FAULT, clear_engine, open_book, open_state
+from steersman.runtime.simulator.engine import complete
+from steersman.runtime.simulator.jump import cut, span, steps_within
+from steersman.runtime.simulator.leaving import fail
+from steersman.runtime.simulator.metering import stream_to, use
+from steersman.runtime.simulator.records import FAULT
+from steersman.runtime.simulator.state import clear_engine, open_book, open_state
 
 
 class Kind(IntEnum):

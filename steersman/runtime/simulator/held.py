@@ -6,7 +6,8 @@ import numpy as np
 
 from steersman.runtime.compiled import inner
 from steersman.runtime.holding import pause_s
-from steersman.runtime.simulator.engine import free_slot, new_slot
+from steersman.runtime.simulator.engine import new_slot
+from steersman.runtime.simulator.leaving import free_slot
 from steersman.runtime.simulator.state import open_book, open_state
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from steersman.runtime.outcomes import State
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
-from steersman.runtime.simulator import kernel
+from steersman.runtime.simulator import episodes, kernel
 from steersman.runtime.simulator.simulator import SimulatedRuntime
 
 
@@ -116,7 +116,7 @@ class Rollouts:
         if replica < 0:
             return np.zeros(len(self._rows), self._branch.records.dtype)
         self._branch.adopt(self._start)
-        kernel.replay_one(self._branch.address, replica, routes, holds)
+        episodes.replay_one(self._branch.address, replica, routes, holds)
         return self._branch.records[self._rows]
 
     def _shed_outcome(self) -> np.ndarray:

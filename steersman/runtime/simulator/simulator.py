@@ -13,12 +13,11 @@ from steersman.runtime.observation import WIDTH, candidates_for
 from steersman.runtime.outcomes import Episode, Outcomes, State
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
-from steersman.runtime.simulator import kernel
-from steersman.runtime.simulator.engine import interrupt
+from steersman.runtime.simulator import episodes, kernel
 from steersman.runtime.simulator.faults import faults_of
+from steersman.runtime.simulator.jump import interrupt
+from steersman.runtime.simulator.records import FAULT, OUTCOME
 from steersman.runtime.simulator.state import (
-    FAULT,
-    OUTCOME,
     copy_state,
     count_blocks,
     layout,
@@ -260,7 +259,7 @@ class SimulatedRuntime:
 
         Stops at the first decision beyond them.
         """
-        return int(kernel.replay(self.address, np.ascontiguousarray(actions, np.int32)))
+        return int(episodes.replay(self.address, np.ascontiguousarray(actions, np.int32)))
 
     def replay_each(self, routes: np.ndarray, holds: np.ndarray) -> None:
         """Play the rest of the episode with a replica, or −1 to shed, for each request (N,), held so often (N,) before.
@@ -268,7 +267,7 @@ class SimulatedRuntime:
         Unlike in `replay`, the order in which they are decided does not matter.
         """
         arrays = (np.ascontiguousarray(array, np.int32) for array in (routes, holds))
-        kernel.replay_each(self.address, *arrays)
+        episodes.replay_each(self.address, *arrays)
 
     def _play(
         self, policy: CompiledPolicy, seed: int, keep: int, actions: int, memory: np.ndarray | None = None
@@ -277,7 +276,7 @@ class SimulatedRuntime:
         trace, taken = np.empty((keep, self.candidates, WIDTH), np.float32), np.empty(actions, np.int32)
         if memory is None:
             memory = np.stack([policy.memory(seed + g) for g in range(self.fleet.gateways)])
-        decisions = kernel.run()(self.address, policy.function, policy.values, memory, trace, taken)
+        decisions = episodes.run()(self.address, policy.function, policy.values, memory, trace, taken)
         return decisions, trace, taken
 
     # What may be set while it runs, from the next iteration on
