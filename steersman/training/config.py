@@ -64,6 +64,13 @@ class PpoConfig(Model):
     )
 
 
+class VariantsConfig(Model):
+    """Domain randomisation: a part of the training episodes is on other fleets, with other traffic."""
+
+    share: float = Field(default=0.5, ge=0, le=1, description="of the training episodes; 0: none")
+    count: int = Field(default=24, ge=1, le=1000, description="different ones")
+
+
 class TrainingConfig(Model):
     """A training file."""
 
@@ -88,6 +95,7 @@ class TrainingConfig(Model):
         default=["push-shed", "push-hold-shed"], description="heuristics to tune, each with the search budget"
     )
     compare: list[str] = Field(default=[], description="heuristics to compare with; default: all")
+    variants: VariantsConfig = VariantsConfig()
     search: SearchConfig = SearchConfig()
     imitation: ImitationConfig = ImitationConfig()
     ppo: PpoConfig = PpoConfig()

@@ -16,6 +16,7 @@ from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Workload
+from steersman.training.drawn import Drawn
 
 
 class Sampler(Protocol):
@@ -37,8 +38,15 @@ def worth(episode: Episode) -> float:
     return float(0.5 * good.sum() / count.sum() + 0.5 * (good[count > 0] / count[count > 0]).min())
 
 
+class _Runtimes(threading.local):
+    """Of one thread, by the number of the fleet's variant."""
+
+    def __init__(self) -> None:
+        self.runtimes: dict[int | None, SimulatedRuntime] = {}
+
+
 class Arena:
-    """Plays many episodes on one fleet, on all cores: the compiled loop holds no lock, so threads do.
+    """Plays many episodes on one fleet and its variants, on all cores: the compiled loop holds no lock, so threads do.
 
     Results do not depend on the number of threads.
     """
@@ -47,7 +55,7 @@ class Arena:
         self.fleet = fleet
         self.threads = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="arena")
-        self._local = threading.local()
+        self._local = _Runtimes()
 
     def play(
         self, jobs: Sequence[tuple[CompiledPolicy, Requests, int]], score: Callable[[Episode], float] = worth
@@ -57,12 +65,20 @@ class Arena:
 
     def episode(self, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
         """One episode, played in the calling thread."""
-        runtime = getattr(self._local, "runtime", None)
-        if runtime is None:
-            runtime = self._local.runtime = SimulatedRuntime(self.fleet)
+        runtime = self._runtime(requests)
         runtime.reset(requests)
         runtime.run(policy, seed)
         return runtime.episode
+
+    def _runtime(self, requests: Requests) -> SimulatedRuntime:
+        """This thread's runtime for the fleet that the episode was drawn for."""
+        fleet, variant = self.fleet, None
+        if isinstance(requests, Drawn) and requests.recipe is not None and requests.fleet is not None:
+            fleet, variant = requests.fleet, requests.recipe.variant
+        runtimes = self._local.runtimes
+        if variant not in runtimes:
+            runtimes[variant] = SimulatedRuntime(fleet)
+        return runtimes[variant]
 
     def episodes(self, policy: CompiledPolicy, requests: Sequence[Requests], seed: int = 0) -> list[Episode]:
         """All `requests` under one policy."""

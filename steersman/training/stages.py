@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from steersman.agents.policies import resolve
 from steersman.agents.scorer import Scorer
+from steersman.runtime.errors import UserError
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.training import tags
@@ -21,12 +24,14 @@ from steersman.training.sizing import capacity
 
 SHOW_EVERY = 10  # generations between two evaluations for the dashboard
 PROBES = 6  # episodes; a single one may be mostly burst or mostly calm
+VARIANT_PROBES = 2
 
 
 def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
     """The capacity of the best heuristic as shipped: three found among all by a probe, then by bisection.
 
-    {"load": multiple of the workload's rate, "heuristic": whose capacity it is, "rps": requests per second}
+    {"load": multiple of the workload's rate, "heuristic": whose capacity it is, "rps": requests per second,
+    "variants": [number, load] of each variant to train on}
     """
     seeds = range(TRAINING, TRAINING + PROBES)
     probe = [job.sample(seed, 1.0) for seed in seeds]
@@ -34,7 +39,21 @@ def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
     ranked = sorted(zip(worths, known, strict=True), reverse=True)[:3]
     loads = [(capacity(known[name], job.sample, job.arena, seeds), name) for _, name in ranked]
     load, name = max(loads)
-    return {"load": load, "heuristic": name, "rps": load * job.workload.offered_rps}
+    variants = size_variants(job, known[name])
+    return {"load": load, "heuristic": name, "rps": load * job.workload.offered_rps, "variants": variants}
+
+
+def size_variants(job: Job, policy: CompiledPolicy) -> list[tuple[int, float]]:
+    """Number and load of each variant to train on: the load that `policy` carries there, as near as is needed.
+
+    Those that it carries at no load are left out.
+    """
+    found, seeds = [], range(TRAINING, TRAINING + VARIANT_PROBES)
+    for number in range(job.config.variants.count if job.config.variants.share else 0):
+        with contextlib.suppress(UserError):
+            load = capacity(policy, partial(job.sample, variant=number), job.arena, seeds, steps=6)
+            found.append((number, load))
+    return found
 
 
 def tune_heuristic(job: Job, name: str, pool: list[Requests]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from steersman.runtime.compiled import cache_folder
 from steersman.runtime.outcomes import Episode
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import REQUEST, Requests
-from steersman.training.drawn import Recipe
+from steersman.training.drawn import Recipe, drawn
 from steersman.training.objective import Arena
 
 CACHE_BYTES = 256 << 20  # of drawn episodes: two hundred of the default workload, a pool of `steersman train`
@@ -104,7 +104,7 @@ class Worker:
     def _draw(self, setting: int, recipe: Recipe, workload: Any, arena: Arena) -> Requests:
         key = setting, recipe
         if key not in self._episodes:
-            made = self._episodes[key] = recipe.draw(workload, arena.fleet)
+            made = self._episodes[key] = drawn(workload, arena.fleet, recipe)
             self._bytes += size(made)
             while self._bytes > CACHE_BYTES and len(self._episodes) > 1:
                 self._bytes -= size(self._episodes.popitem(last=False)[1])
