@@ -6,7 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,24 +50,33 @@ class Arena:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="arena")
         self._local = threading.local()
 
+    def each(self, task: Task, jobs: Sequence[tuple[CompiledPolicy, Requests, Any]]) -> list[Any]:
+        """What `task` makes of each (policy, episode, argument), in order."""
+        return list(self._pool.map(lambda job: task(self, *job), jobs))
+
     def play(
         self, jobs: Sequence[tuple[CompiledPolicy, Requests, int]], score: Callable[[Episode], float] = worth
     ) -> list[float]:
         """The score of each (policy, episode, seed)."""
-        return list(self._pool.map(lambda job: score(self.episode(*job)), jobs))
-
-    def episode(self, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
-        """One episode, played in the calling thread."""
-        runtime = getattr(self._local, "runtime", None)
-        if runtime is None:
-            runtime = self._local.runtime = SimulatedRuntime(self.fleet)
-        runtime.reset(requests)
-        runtime.run(policy, seed)
-        return runtime.episode
+        return self.each(partial(_scored, score), jobs)
 
     def episodes(self, policy: CompiledPolicy, requests: Sequence[Requests], seed: int = 0) -> list[Episode]:
         """All `requests` under one policy."""
-        return list(self._pool.map(lambda i: self.episode(policy, requests[i], seed + i), range(len(requests))))
+        return self.each(Arena.episode, [(policy, one, seed + i) for i, one in enumerate(requests)])
+
+    def episode(self, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
+        """One episode, played in the calling thread."""
+        runtime = self.runtime(requests)
+        runtime.run(policy, seed)
+        return runtime.episode
+
+    def runtime(self, requests: Requests) -> SimulatedRuntime:
+        """The calling thread's runtime, at the beginning of an episode."""
+        made: SimulatedRuntime | None = getattr(self._local, "runtime", None)
+        if made is None:
+            made = self._local.runtime = SimulatedRuntime(self.fleet)
+        made.reset(requests)
+        return made
 
     def values(self, policies: Sequence[CompiledPolicy], requests: Sequence[Requests], seed: int = 0) -> np.ndarray:
         """The mean worth of each policy over the same episodes, (policies,)."""
@@ -75,6 +85,17 @@ class Arena:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+# A task of `Arena.each`: (arena, policy, episode, argument) → what it comes to. A function of a module, so that other
+# processes find it.
+Task = Callable[[Arena, CompiledPolicy, Requests, Any], Any]
+
+
+def _scored(
+    score: Callable[[Episode], float], arena: Arena, policy: CompiledPolicy, requests: Requests, seed: int
+) -> float:
+    return score(arena.episode(policy, requests, seed))
 
 
 class ArenaMaker(Protocol):
