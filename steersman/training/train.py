@@ -22,7 +22,8 @@ from steersman.training.objective import ArenaMaker, local_arena
 from steersman.training.paired import Paired
 from steersman.training.report import comparison_json, comparison_table
 from steersman.training.run import Run, write_json
-from steersman.training.stages import OPTIMISERS, imitate_policy, search_scorer, size, tune_heuristic
+from steersman.training.stages import OPTIMISERS, imitate_policy, search_scorer, size
+from steersman.training.tuned import tune_heuristic
 
 Learner = Callable[[Job, str, np.ndarray | None], dict[str, Any]]
 
