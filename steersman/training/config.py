@@ -11,7 +11,7 @@ from steersman.runtime.network import Architecture
 
 
 class SearchConfig(Model):
-    """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic play as many episodes."""
+    """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic may play as many episodes."""
 
     population: int = Field(default=16, ge=4)
     generations: int = Field(default=120, ge=1)

@@ -6,7 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -57,32 +58,36 @@ class Arena:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="arena")
         self._local = _Runtimes()
 
+    def each(self, task: Task, jobs: Sequence[tuple[CompiledPolicy, Requests, Any]]) -> list[Any]:
+        """What `task` makes of each (policy, episode, argument), in order."""
+        return list(self._pool.map(lambda job: task(self, *job), jobs))
+
     def play(
         self, jobs: Sequence[tuple[CompiledPolicy, Requests, int]], score: Callable[[Episode], float] = worth
     ) -> list[float]:
         """The score of each (policy, episode, seed)."""
-        return list(self._pool.map(lambda job: score(self.episode(*job)), jobs))
-
-    def episode(self, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
-        """One episode, played in the calling thread."""
-        runtime = self._runtime(requests)
-        runtime.reset(requests)
-        runtime.run(policy, seed)
-        return runtime.episode
-
-    def _runtime(self, requests: Requests) -> SimulatedRuntime:
-        """This thread's runtime for the fleet that the episode was drawn for."""
-        fleet, variant = self.fleet, None
-        if isinstance(requests, Drawn) and requests.recipe is not None and requests.fleet is not None:
-            fleet, variant = requests.fleet, requests.recipe.variant
-        runtimes = self._local.runtimes
-        if variant not in runtimes:
-            runtimes[variant] = SimulatedRuntime(fleet)
-        return runtimes[variant]
+        return self.each(partial(_scored, score), jobs)
 
     def episodes(self, policy: CompiledPolicy, requests: Sequence[Requests], seed: int = 0) -> list[Episode]:
         """All `requests` under one policy."""
-        return list(self._pool.map(lambda i: self.episode(policy, requests[i], seed + i), range(len(requests))))
+        return self.each(Arena.episode, [(policy, one, seed + i) for i, one in enumerate(requests)])
+
+    def episode(self, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
+        """One episode, played in the calling thread."""
+        runtime = self.runtime(requests)
+        runtime.run(policy, seed)
+        return runtime.episode
+
+    def runtime(self, requests: Requests) -> SimulatedRuntime:
+        """The calling thread's runtime of the fleet that the episode was drawn for, at its beginning."""
+        fleet, variant = self.fleet, None
+        if isinstance(requests, Drawn) and requests.recipe is not None and requests.fleet is not None:
+            fleet, variant = requests.fleet, requests.recipe.variant
+        if variant not in self._local.runtimes:
+            self._local.runtimes[variant] = SimulatedRuntime(fleet)
+        made = self._local.runtimes[variant]
+        made.reset(requests)
+        return made
 
     def values(self, policies: Sequence[CompiledPolicy], requests: Sequence[Requests], seed: int = 0) -> np.ndarray:
         """The mean worth of each policy over the same episodes, (policies,)."""
@@ -91,6 +96,17 @@ class Arena:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+# A task of `Arena.each`: (arena, policy, episode, argument) → what it comes to. A function of a module, so that other
+# processes find it.
+Task = Callable[[Arena, CompiledPolicy, Requests, Any], Any]
+
+
+def _scored(
+    score: Callable[[Episode], float], arena: Arena, policy: CompiledPolicy, requests: Requests, seed: int
+) -> float:
+    return score(arena.episode(policy, requests, seed))
 
 
 class ArenaMaker(Protocol):

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.training import checkpoint as checkpoint_file
 from steersman.training.objective import Arena
-from steersman.training.optimisers import CmaEs, Optimiser
+from steersman.training.optimisers import Optimiser
 
 
 class Generation(NamedTuple):
@@ -74,19 +74,6 @@ def search(
         played = (number + 1) * optimiser.population * episodes
         progress(Generation(number + 1, played, values.max(), values.mean(), optimiser.spread), make(optimiser.mean))
     return Found(make(optimiser.mean), optimiser.mean, generations * optimiser.population * episodes)
-
-
-def tune(policy: CompiledPolicy, *, sigma: float, population: int, seed: int, **options: Any) -> Found:
-    """`search` by CMA-ES over a heuristic's own parameters, each scaled to its range."""
-    params = list(policy.params.values())
-    low, high = np.array([p.low for p in params]), np.array([p.high for p in params])
-
-    def make(x: np.ndarray) -> CompiledPolicy:
-        return policy.with_values(low + np.clip(x, 0, 1) * (high - low), f"{policy.name} (tuned)")
-
-    start, bounds = (policy.values - low) / (high - low), np.tile([0.0, 1.0], (len(params), 1))
-    optimiser = CmaEs(start, sigma=sigma, population=population, seed=seed, bounds=bounds)
-    return search(make, optimiser, seed=seed, **options)
 
 
 def _load(path: Path, population: int) -> np.ndarray:

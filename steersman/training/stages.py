@@ -1,4 +1,4 @@
-"""The stages of a training run but for PPO: size the load, tune a heuristic, imitate, search."""
+"""The stages of a training run but for PPO and tuning (`tuned.py`): size the load, imitate, search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from steersman.agents.policies import resolve
 from steersman.agents.scorer import Scorer
 from steersman.runtime.errors import UserError
 from steersman.runtime.policy import CompiledPolicy
@@ -19,7 +18,7 @@ from steersman.training.imitate import imitate, record, thinned
 from steersman.training.job import TRAINING, Job
 from steersman.training.optimisers import Ars, CmaEs
 from steersman.training.progress import stage
-from steersman.training.search import Generation, search, tune
+from steersman.training.search import Generation, search
 from steersman.training.sizing import capacity
 
 SHOW_EVERY = 10  # generations between two evaluations for the dashboard
@@ -30,8 +29,7 @@ VARIANT_PROBES = 2
 def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
     """The capacity of the best heuristic as shipped: three found among all by a probe, then by bisection.
 
-    {"load": multiple of the workload's rate, "heuristic": whose capacity it is, "rps": requests per second,
-    "variants": [number, load] of each variant to train on}
+    {"load": multiple of the workload's rate, "heuristic": whose capacity it is, "rps": requests per second}
     """
     seeds = range(TRAINING, TRAINING + PROBES)
     probe = [job.sample(seed, 1.0) for seed in seeds]
@@ -39,8 +37,15 @@ def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
     ranked = sorted(zip(worths, known, strict=True), reverse=True)[:3]
     loads = [(capacity(known[name], job.sample, job.arena, seeds), name) for _, name in ranked]
     load, name = max(loads)
-    variants = size_variants(job, known[name])
-    return {"load": load, "heuristic": name, "rps": load * job.workload.offered_rps, "variants": variants}
+    return {"load": load, "heuristic": name, "rps": load * job.workload.offered_rps}
+
+
+def prepare(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
+    """Size the load and that of the variants, and tell the job. Returns what `size` does."""
+    sized = job.run.once("sizing", lambda: size(job, known))
+    job.load = sized["load"]
+    job.variants = job.run.once("variants", lambda: {"loads": size_variants(job, known[sized["heuristic"]])})["loads"]
+    return sized
 
 
 def size_variants(job: Job, policy: CompiledPolicy) -> list[tuple[int, float]]:
@@ -54,21 +59,6 @@ def size_variants(job: Job, policy: CompiledPolicy) -> list[tuple[int, float]]:
             load = capacity(policy, partial(job.sample, variant=number), job.arena, seeds, steps=6)
             found.append((number, load))
     return found
-
-
-def tune_heuristic(job: Job, name: str, pool: list[Requests]) -> dict[str, Any]:
-    """Its parameters, searched with the budget of the learned policy. {"values", "episodes"}"""
-    with stage(job.console, f"tuning {name}", job.config.search.generations) as shown:
-        clock = Clock()
-
-        def progress(generation: Generation, policy: CompiledPolicy) -> None:
-            clock.count(generation.evaluations)
-            shown.advance(generation.number, f"worth {generation.mean:.4f}  {clock.rate():.0f} episodes/s")
-            job.dashboard.scalars(generation.number, {f"{tags.TUNED}{name}/worth": generation.mean})
-
-        options = _search_options(job, pool, f"tune-{name}")
-        found = tune(resolve(name), sigma=0.2, population=job.config.search.population, progress=progress, **options)
-    return {"values": found.policy.values.tolist(), "episodes": found.evaluations}
 
 
 def imitate_policy(job: Job, teacher: CompiledPolicy) -> dict[str, Any]:
@@ -123,22 +113,15 @@ def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Reques
         found = search(
             lambda x: job.learned(x * unit, algorithm),
             optimiser,
+            generations=config.generations,
+            pool=pool,
+            episodes=config.episodes,
+            arena=job.arena,
+            seed=job.config.seed + 1,
+            checkpoint=job.run.checkpoints / f"{algorithm}.npy",
             progress=progress,
-            **_search_options(job, pool, algorithm),
         )
     return {"weights": (found.numbers * unit).tolist(), "episodes": found.evaluations}
-
-
-def _search_options(job: Job, pool: list[Requests], name: str) -> dict[str, Any]:
-    config = job.config.search
-    return {
-        "generations": config.generations,
-        "episodes": config.episodes,
-        "pool": pool,
-        "arena": job.arena,
-        "seed": job.config.seed + 1,
-        "checkpoint": job.run.checkpoints / f"{name}.npy",
-    }
 
 
 class Clock:

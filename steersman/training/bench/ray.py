@@ -19,6 +19,7 @@ from steersman.runtime.configs import find_config
 from steersman.runtime.fleet import load_fleet
 from steersman.runtime.workload import load_workload
 from steersman.training.bench.machine import machine, resident_mib
+from steersman.training.bench.plan import plan
 from steersman.training.cluster.connect import connected, joined
 from steersman.training.config import SearchConfig
 from steersman.training.drawn import Drawn, Recipe, drawn
@@ -33,7 +34,7 @@ def bench(workers: list[int], generations: int, address: str, console: Console) 
     """Seconds of a generation by the number of workers, as the one JSON object that the command prints.
 
     plain_s, threads_s: the plain loop on one thread, and on as many as there are workers, or cores if these are fewer:
-    what the machine gives at the time. speed_up: of plain_s. efficiency: speed_up over workers.
+    what the machine gives at the time. speed_up: of plain_s. efficiency: speed_up over workers. plan: see `plan.py`.
     """
     from steersman.training.cluster.arena import ClusterArena
 
@@ -88,6 +89,11 @@ def bench(workers: list[int], generations: int, address: str, console: Console) 
         "draw_ms": draw_s * 1000,
         "overhead": None if alone is None else alone["generation_s"] / alone["plain_s"] - 1,
         "workers": measured,
+        "plan": plan(
+            [_timed(plain, [policy], [one], 0)[0] for policy in population[:4] for one in pool],
+            float(np.median([row["part_ms"] for row in measured])) / 1000,
+            float(np.median([row["parts_per_s"] for row in measured])),
+        ),
     }
 
 
@@ -116,9 +122,8 @@ def _parts(cluster: Any) -> dict[str, float]:
 
     from steersman.training.cluster.cluster import Part
     from steersman.training.cluster.worker import Chunk
-    from steersman.training.objective import worth
 
-    empty = Part(pickle.dumps(Chunk(-1, [], [], np.zeros((0, 3), np.int64), worth)), ([], []))
+    empty = Part(pickle.dumps(Chunk(-1, [], [], [], Arena.episode)), ([], []))
     started = time.perf_counter()
     for _ in range(EMPTY):
         cluster.run([empty])

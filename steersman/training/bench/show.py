@@ -227,6 +227,17 @@ def ray_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def plan_table(figures: dict[str, Any]) -> Table:
+    """Speed-ups on more cores than there are, for a terminal."""
+    rows = figures["plan"]
+    sizes = [f"{g['candidates']} × {g['episodes']}: {g['one_core_s']:.2g} s" for g in rows[0]["generations"]]
+    title = "on paper: speed-ups over one core, by candidates × episodes of a generation"
+    table = _table(title, ("cores", *sizes))
+    for row in rows:
+        table.add_row(f"{row['cores']:,}", *(f"{g['speed_up']:.3g}" for g in row["generations"]))
+    return table
+
+
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for i, column in enumerate(columns):
