@@ -67,7 +67,7 @@ class PpoConfig(Model):
 class VariantsConfig(Model):
     """Domain randomisation: a part of the training episodes is on other fleets, with other traffic."""
 
-    share: float = Field(default=0.5, ge=0, le=1, description="of the training episodes; 0: none")
+    share: float = Field(default=0.25, ge=0, le=1, description="of the training episodes; 0: none")
     count: int = Field(default=24, ge=1, le=1000, description="different ones")
 
 
