@@ -73,16 +73,15 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
 
 
 def _learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
-    config = job.config.ppo
-    made = algorithm_of(job)
+    config, checkpoint = job.config.ppo, job.run.checkpoints / f"{algorithm}.pt"
+    kept = load(checkpoint, lambda file: torch.load(file, weights_only=True))
+    steps = 0 if kept is None else int(kept["steps"])
+    made = algorithm_of(job, job.config.seed + steps)  # after a resumption other episodes than those it began with
     learner = made.learner_group._learner
     module: ScorerModule = learner.module[MODULE]
-    checkpoint, steps = job.run.checkpoints / f"{algorithm}.pt", 0
-    kept = load(checkpoint, lambda file: torch.load(file, weights_only=True))
     if kept is not None:
         module.load_state_dict(kept["module"])
         learner.get_optimizer(MODULE).load_state_dict(kept["optimizer"])
-        steps = int(kept["steps"])
     elif start is not None:
         module.scorer.set_weights(start)
     made.env_runner_group.sync_weights(from_worker_or_learner_group=made.learner_group, inference_only=True)
@@ -119,8 +118,8 @@ def _learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]
     return {"weights": best.weights.tolist(), "steps": steps, "worth": best.worth}
 
 
-def algorithm_of(job: Job) -> Any:
-    """RLlib's PPO with the numbers of `job`'s training, untrained."""
+def algorithm_of(job: Job, seed: int) -> Any:
+    """RLlib's PPO with the numbers of `job`'s training, untrained. seed: of its environments and draws."""
     config = job.config.ppo
     loads = [job.load * factor for factor in job.config.loads]
     options: dict[str, Any] = {
@@ -133,7 +132,7 @@ def algorithm_of(job: Job) -> Any:
     register_env(ENV, lambda context: Masked(DispatchEnv(**options), context.worker_index))
     network = {"architecture": job.config.architecture.model_dump(mode="json"), "sharpness": config.sharpness}
     spec = RLModuleSpec(module_class=ScorerModule, model_config=network)
-    return numbers(config, job.config.seed).environment(ENV).rl_module(rl_module_spec=spec).build_algo()
+    return numbers(config, seed).environment(ENV).rl_module(rl_module_spec=spec).build_algo()
 
 
 def numbers(config: PpoConfig, seed: int) -> Any:
