@@ -29,6 +29,7 @@ class Generation(NamedTuple):
     best: float  # worth of the generation's best
     mean: float
     sigma: float
+    repeated: bool = False  # from a checkpoint: it was told of before
 
 
 class Found(NamedTuple):
@@ -64,7 +65,7 @@ def search(
         edges = np.linspace(0, len(pool), episodes + 1).astype(int)
         drawn = [pool[int(rng.integers(low, max(low + 1, high)))] for low, high in itertools.pairwise(edges)]
         asked = optimiser.ask()
-        if number < len(told):
+        if repeated := number < len(told):
             values = told[number]
         else:
             values = arena.values([make(x) for x in asked], drawn, seed=number * 1000)
@@ -72,7 +73,8 @@ def search(
             checkpoint_file.save(checkpoint, partial(np.save, arr=told))
         optimiser.tell(values)
         played = (number + 1) * optimiser.population * episodes
-        progress(Generation(number + 1, played, values.max(), values.mean(), optimiser.spread), make(optimiser.mean))
+        told_of = Generation(number + 1, played, values.max(), values.mean(), optimiser.spread, repeated)
+        progress(told_of, make(optimiser.mean))
     return Found(make(optimiser.mean), optimiser.mean, generations * optimiser.population * episodes)
 
 

@@ -53,7 +53,8 @@ def tune_heuristic(
         def progress(generation: Generation, policy: CompiledPolicy) -> None:
             clock.count(generation.evaluations)
             shown.advance(generation.number, f"worth {generation.mean:.4f}  {clock.rate():.0f} episodes/s")
-            job.dashboard.scalars(generation.number, {f"{tags.TUNED}{name}/worth": generation.mean})
+            if not generation.repeated:
+                job.dashboard.scalars(generation.number, {f"{tags.TUNED}{name}/worth": generation.mean})
             means.append(generation.mean)
             if converged(means):
                 raise Converged(Found(policy, policy.values, generation.evaluations))

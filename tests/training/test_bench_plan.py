@@ -29,6 +29,6 @@ def test_a_generation_cannot_end_before_its_longest_episode_is_back() -> None:
 
 def test_every_number_of_cores_has_a_row() -> None:
     found = plan([0.004, 0.008], 0.0008, 2000.0)
-    assert [row["cores"] for row in found] == list(CORES)
+    assert [row["cores"] for row in found["rows"]] == list(CORES)
     assert plan_table({"plan": found}).row_count == len(CORES)
-    assert all(len(row["generations"]) == len(SIZES) for row in found)
+    assert all(len(row["generations"]) == len(SIZES) for row in found["rows"])

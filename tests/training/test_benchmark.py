@@ -300,6 +300,14 @@ def test_the_teacher_is_what_a_quarter_of_the_budget_finds(run: tuple[Path, dict
     assert taught["episodes"] == SMALL.evaluations // SMALL.generations * SMALL.teacher_generations
 
 
+def test_the_curve_of_a_tuning_has_every_generation_once(run: tuple[Path, dict[str, Any]]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run[0] / "small")).Reload()
+    for name in ("push-shed", "push-hold-shed"):
+        assert [told.step for told in events.Scalars(f"tune/{name}/worth")] == list(range(1, SMALL.generations + 1))
+
+
 def test_the_json_has_every_policy_and_pair(run: tuple[Path, dict[str, Any]]) -> None:
     small, blind = run[1]["scenarios"]
     assert (small["name"], blind["name"]) == ("small", "blind")

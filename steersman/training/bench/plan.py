@@ -17,15 +17,15 @@ CORES = (2, 16, 256, 4096)
 SIZES = ((16, 6), (64, 24), (64, 240))  # candidates and episodes of a generation
 
 
-def plan(episodes_s: Sequence[float], part_s: float, parts_per_s: float) -> list[dict[str, Any]]:
-    """Speed-ups over one core by cores and size of a generation.
+def plan(episodes_s: Sequence[float], part_s: float, parts_per_s: float) -> dict[str, Any]:
+    """Speed-ups over one core by cores and size of a generation, beside what they are computed from.
 
     episodes_s: what single episodes took; others are drawn from them. part_s: of a part without jobs, there and back.
     parts_per_s: that a driver manages.
     """
     rng = np.random.default_rng(0)
     drawn = {size: rng.choice(np.asarray(episodes_s), size[0] * size[1]) for size in SIZES}
-    return [
+    rows = [
         {
             "cores": cores,
             "generations": [
@@ -40,6 +40,8 @@ def plan(episodes_s: Sequence[float], part_s: float, parts_per_s: float) -> list
         }
         for cores in CORES
     ]
+    mean_s = float(np.mean(episodes_s))
+    return {"episode_ms": mean_s * 1000, "part_ms": part_s * 1000, "parts_per_s": parts_per_s, "rows": rows}
 
 
 def generation_s(episodes_s: np.ndarray, cores: int, trip_s: float, driver_s: float) -> float:

@@ -229,11 +229,13 @@ def ray_table(figures: dict[str, Any]) -> Table:
 
 def plan_table(figures: dict[str, Any]) -> Table:
     """Speed-ups on more cores than there are, for a terminal."""
-    rows = figures["plan"]
-    sizes = [f"{g['candidates']} × {g['episodes']}: {g['one_core_s']:.2g} s" for g in rows[0]["generations"]]
-    title = "on paper: speed-ups over one core, by candidates × episodes of a generation"
-    table = _table(title, ("cores", *sizes))
-    for row in rows:
+    found = figures["plan"]
+    measured = (
+        f"{found['parts_per_s']:,.0f} parts/s, {found['part_ms']:.1f} ms each, {found['episode_ms']:.1f} ms an episode"
+    )
+    sizes = [f"{g['candidates']} × {g['episodes']}: {g['one_core_s']:.2g} s" for g in found["rows"][0]["generations"]]
+    table = _table(f"on paper, by candidates × episodes of a generation; {measured}", ("cores", *sizes))
+    for row in found["rows"]:
         table.add_row(f"{row['cores']:,}", *(f"{g['speed_up']:.3g}" for g in row["generations"]))
     return table
 
