@@ -10,7 +10,7 @@ variant differs in many ways at once, by chance, and none is one that anybody us
 | a tenant's rate, first guess of its output length | times exp(N(0, 0.5)), exp(N(0, 0.7)); the total rate stays |
 | bursts | 0.7 to 2 times as high, half to once as long; gaps 0.7 to 2 times as uneven |
 | SLOs | in every fourth variant policies are told the same ones for all tenants, and are judged by the true ones |
-| age of metrics, gateways, crashes | up to 8 s in every second variant; two to four in every second; some in every second |
+| metrics, gateways, crashes | each in every second variant: up to 8 s old; two to four; every 5 to 15 minutes |
 """
 
 from __future__ import annotations
