@@ -230,7 +230,7 @@ def bench_ray(
     import json
 
     from steersman.training.bench.ray import bench as measure
-    from steersman.training.bench.show import ray_table
+    from steersman.training.bench.show import plan_table, ray_table
 
     shown = Console(stderr=True, quiet=as_json)
     figures = measure(workers or [1, 2, 4], generations, ray or "local", shown)
@@ -241,3 +241,4 @@ def bench_ray(
     if figures["overhead"] is not None:
         console.print(f"overhead of Ray in a generation, one worker: {figures['overhead']:.1%}", highlight=False)
     console.print(f"drawing an episode, once for each worker: {figures['draw_ms']:.1f} ms", highlight=False)
+    console.print(plan_table(figures), highlight=False)

@@ -88,28 +88,36 @@ def tune(
     space: Annotated[str, typer.Argument(help="A tuning file, or the name of a shipped one.")] = "heuristic",
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted tuning.", metavar="DIR")] = None,
     out: Annotated[Path, typer.Option(help="Where folders of results go.", metavar="DIR")] = Path("tunings"),
-    ray: Ray = "local",
+    ray: Ray = None,
     traces: Traces = None,
     sets: Sets = None,
 ) -> None:
-    """Search hyper-parameters, weights of rewards, or a heuristic's numbers, with Ray Tune."""
-    from steersman.training.cluster.connect import joined
+    """Search a heuristic's numbers, as the benchmark does, or hyper-parameters and weights of rewards, with Ray Tune.
+
+    Trials of trainings always run on Ray; a heuristic's episodes do with --ray.
+    """
+    from steersman.training.cluster.connect import arenas, joined
+    from steersman.training.tuning.folder import beside, create, opened, table
+    from steersman.training.tuning.heuristic import best_spec, tune_policy
     from steersman.training.tuning.space import load_tuning
-    from steersman.training.tuning.tune import create, opened, table
     from steersman.training.tuning.tune import tune as run_tuning
 
     tuning = opened(resume) if resume is not None else load_tuning(space, sets or [])
-    with joined(ray or "local", console):
+    heuristic = tuning.policy is not None
+    with arenas(ray, console) if heuristic else joined(ray or "local", console) as place:
         folder = resume or create(out, tuning, Path(space).stem, traces)
         console.print(f"results go to {folder}", highlight=False)
         try:
-            rows = run_tuning(folder, console)
+            rows = tune_policy(folder, console, place) if heuristic else run_tuning(folder, console)
         except KeyboardInterrupt:
             console.print(f"\ninterrupted; go on with: steersman tune --resume {folder}", highlight=False)
             raise typer.Exit(130) from None
-    console.print(table(rows), highlight=False)
-    logs = folder / "tensorboard"
+    console.print(beside(rows) if heuristic else table(rows), highlight=False)
+    logs = folder if heuristic else folder / "tensorboard"
     console.print(f"all trials: {folder / 'trials.csv'}; tensorboard --logdir {logs}", highlight=False)
+    if heuristic:
+        best = shlex.quote(best_spec(tuning, rows))
+        console.print(f"the best of them: --policy {best}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -195,6 +203,7 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page.", metavar="FILE")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the partial dependence as a picture.", metavar="PNG")] = None,
+    ray: Ray = None,
     traces: Traces = None,
 ) -> None:
     """Say what a policy does and why, and what that gains over a heuristic."""
@@ -204,26 +213,32 @@ def explain(
     from steersman.runtime.configs import find_config
     from steersman.runtime.fleet import load_fleet
     from steersman.runtime.workload import load_workload
+    from steersman.training.cluster.connect import arenas
     from steersman.training.explain.explain import as_json as plain
     from steersman.training.explain.explain import explain as ask
     from steersman.training.explain.show import rendered, write_figure, write_page
-    from steersman.training.objective import Arena
 
     if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {plot}: the file's name must end in .png, .svg or .pdf")
-    with console.status("compiling …") if not as_json else nullcontext() as status:
+    asked, rival = resolve(policy), None if against is None else resolve(against)
+    source, served = (
+        load_workload(find_config("workloads", workload), traces=traces),
+        load_fleet(find_config("fleets", fleet)),
+    )
+    shown = Console(stderr=True, quiet=True) if as_json else console
+    with arenas(ray, shown) as made, shown.status("compiling …") as status:
         found = ask(
-            resolve(policy),
-            None if against is None else resolve(against),
-            load_workload(find_config("workloads", workload), traces=traces),
-            Arena(load_fleet(find_config("fleets", fleet))),
+            asked,
+            rival,
+            source,
+            made(served, source),
             load=load,
             split=split.value,
             seed=seed,
             episodes=episodes,
             examples=examples,
             rolled=rolled,
-            say=status.update if status else lambda _: None,
+            say=status.update,
         )
     if html is not None:
         write_page(found, html)

@@ -6,13 +6,15 @@ unended requests count as missed; one whose client left counts as met if no SLO 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
 
 from steersman.runtime.config import Model
 from steersman.runtime.requests import Requests
+from steersman.runtime.tenant import Tenant, tenant_table
 
 
 class State(IntEnum):
@@ -37,6 +39,17 @@ class Outcomes:
     attained: np.ndarray  # bool (N,)
     cached_tokens: np.ndarray  # int32 (N,): prompt tokens that the replica had cached
     holds: np.ndarray  # int (N,): how often it was held at its gateway
+
+
+def judged(outcomes: Outcomes, table: np.ndarray, tenants: Mapping[str, Tenant]) -> Outcomes:
+    """The outcomes of the REQUEST `table`, (N,), with `attained` by the SLOs of other `tenants`."""
+    slo = tenant_table(tenants)[table["tenant"]]
+    with np.errstate(invalid="ignore"):
+        kept = (outcomes.ttft_s <= slo["ttft_slo_s"]) & (outcomes.tpot_s <= slo["tpot_slo_s"])
+    # A client that left before the first token was promised no more than its TTFT.
+    kept = np.where(np.isfinite(outcomes.ttft_s), kept, table["cancel_s"] <= slo["ttft_slo_s"])
+    ended = np.isin(outcomes.state, (State.DONE, State.CANCELLED))
+    return replace(outcomes, attained=kept & ended)
 
 
 class Latency(Model):

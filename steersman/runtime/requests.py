@@ -39,10 +39,11 @@ class Requests:
     table: np.ndarray
     blocks: np.ndarray
     block_tokens: int
-    tenants: Mapping[str, Tenant]
+    tenants: Mapping[str, Tenant]  # as schedulers are told of them
     duration_s: float = 0.0  # length of the arrival window, over which rates are taken; 0: up to the last arrival
     # REQUEST: served before the episode, oldest first, so that their prompts are cached when it starts.
     before: np.ndarray = field(default_factory=lambda: np.zeros(0, REQUEST))
+    judged: Mapping[str, Tenant] | None = None  # whose SLOs count, where they are others than schedulers are told
 
     @property
     def tenant_table(self) -> np.ndarray:

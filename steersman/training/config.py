@@ -11,7 +11,7 @@ from steersman.runtime.network import Architecture
 
 
 class SearchConfig(Model):
-    """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic play as many episodes."""
+    """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic may play as many episodes."""
 
     population: int = Field(default=16, ge=4)
     generations: int = Field(default=120, ge=1)
@@ -64,6 +64,13 @@ class PpoConfig(Model):
     )
 
 
+class VariantsConfig(Model):
+    """Domain randomisation: a part of the training episodes is on other fleets, with other traffic."""
+
+    share: float = Field(default=0.25, ge=0, le=1, description="of the training episodes; 0: none")
+    count: int = Field(default=24, ge=1, le=1000, description="different ones")
+
+
 class TrainingConfig(Model):
     """A training file."""
 
@@ -88,6 +95,7 @@ class TrainingConfig(Model):
         default=["push-shed", "push-hold-shed"], description="heuristics to tune, each with the search budget"
     )
     compare: list[str] = Field(default=[], description="heuristics to compare with; default: all")
+    variants: VariantsConfig = VariantsConfig()
     search: SearchConfig = SearchConfig()
     imitation: ImitationConfig = ImitationConfig()
     ppo: PpoConfig = PpoConfig()

@@ -9,26 +9,26 @@ from steersman.runtime.draw import draw
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.requests import Requests
 from steersman.runtime.workload import Split, Workload
+from steersman.training.variants import variant
 
 
 class Recipe(NamedTuple):
-    """The arguments of `runtime.draw.draw` beside workload and fleet."""
+    """How an episode of a workload on a fleet is drawn; arguments as those of `runtime.draw.draw`."""
 
     seed: int
     load: float
     split: Split
     duration_s: float | None
-
-    def draw(self, workload: Workload, fleet: Fleet) -> Requests:
-        return draw(workload, fleet, self.seed, load=self.load, split=self.split, duration_s=self.duration_s)
+    variant: int | None = None  # of workload and fleet; None: as they are
 
 
 @dataclass(frozen=True)
 class Drawn(Requests):
-    """An episode with its recipe. A changed copy (`dataclasses.replace`) has none."""
+    """An episode with its recipe, and the fleet that it is to be played on. A changed copy (`replace`) has neither."""
 
     recipe: Recipe | None = field(default=None, init=False, compare=False)
     workload: Workload | None = field(default=None, init=False, compare=False)
+    fleet: Fleet | None = field(default=None, init=False, compare=False)
 
 
 def drawn(workload: Workload, fleet: Fleet, recipe: Recipe) -> Drawn:
@@ -37,8 +37,14 @@ def drawn(workload: Workload, fleet: Fleet, recipe: Recipe) -> Drawn:
     Raises:
         UserError: as `runtime.draw.draw`.
     """
-    requests = recipe.draw(workload, fleet)
-    made = Drawn(**{column.name: getattr(requests, column.name) for column in fields(Requests)})
-    object.__setattr__(made, "recipe", recipe)
-    object.__setattr__(made, "workload", workload)
+    played, on, told = workload, fleet, None
+    if recipe.variant is not None:
+        played, on, told = variant(workload, fleet, recipe.variant)
+    requests = draw(played, on, recipe.seed, load=recipe.load, split=recipe.split, duration_s=recipe.duration_s)
+    columns = {column.name: getattr(requests, column.name) for column in fields(Requests)}
+    if told is not None:
+        columns |= {"tenants": told, "judged": requests.tenants}
+    made = Drawn(**columns)
+    for name, value in (("recipe", recipe), ("workload", workload), ("fleet", on)):
+        object.__setattr__(made, name, value)
     return made

@@ -45,6 +45,7 @@ class Job:
     """A training run in progress.
 
     load: what multiplies the workload's rate at the relative load 1; set once the fleet has been sized.
+    variants: number and load of each that is trained on; set with it.
     """
 
     def __init__(self, run: Run, console: Console, traces: Path | None, arenas: ArenaMaker = local_arena) -> None:
@@ -54,10 +55,24 @@ class Job:
         self.arena = arenas(self.fleet, self.workload)
         self.dashboard = Dashboard(run.folder, list(self.workload.tenants), self.fleet.names)
         self.load = 1.0
+        self.variants: list[tuple[int, float]] = []
         self._validation: list[Requests] = []
 
-    def sample(self, seed: int, load: float, split: Split = "train") -> Requests:
-        return drawn(self.workload, self.fleet, Recipe(seed, load, split, self.config.episode_s))
+    def sample(self, seed: int, load: float, split: Split = "train", variant: int | None = None) -> Requests:
+        return drawn(self.workload, self.fleet, Recipe(seed, load, split, self.config.episode_s, variant))
+
+    def pool(self, first: int, count: int) -> list[Requests]:
+        """`count` episodes to search on, in order of load: at each load, first those as configured, then variants."""
+        episodes = self.episodes(first, count)
+        loads, share = self.config.loads, self.config.variants.share
+        if not self.variants:
+            return episodes
+        each = -(-count // len(loads))
+        for i in range(count):
+            if i % each >= round((1 - share) * each):
+                number, load = self.variants[i % len(self.variants)]
+                episodes[i] = self.sample(first + i, load * loads[i // each], variant=number)
+        return episodes
 
     def episodes(self, first: int, count: int, split: Split = "train") -> list[Requests]:
         """`count` episodes in order of load, spread evenly over the configured loads."""

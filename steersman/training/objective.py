@@ -6,7 +6,8 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Workload
+from steersman.training.drawn import Drawn
 
 
 class Sampler(Protocol):
@@ -37,8 +39,15 @@ def worth(episode: Episode) -> float:
     return float(0.5 * good.sum() / count.sum() + 0.5 * (good[count > 0] / count[count > 0]).min())
 
 
+class _Runtimes(threading.local):
+    """Of one thread, by the number of the fleet's variant."""
+
+    def __init__(self) -> None:
+        self.runtimes: dict[int | None, SimulatedRuntime] = {}
+
+
 class Arena:
-    """Plays many episodes on one fleet, on all cores: the compiled loop holds no lock, so threads do.
+    """Plays many episodes on one fleet and its variants, on all cores: the compiled loop holds no lock, so threads do.
 
     Results do not depend on the number of threads.
     """
@@ -47,26 +56,38 @@ class Arena:
         self.fleet = fleet
         self.threads = threads or os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="arena")
-        self._local = threading.local()
+        self._local = _Runtimes()
+
+    def each(self, task: Task, jobs: Sequence[tuple[CompiledPolicy, Requests, Any]]) -> list[Any]:
+        """What `task` makes of each (policy, episode, argument), in order."""
+        return list(self._pool.map(lambda job: task(self, *job), jobs))
 
     def play(
         self, jobs: Sequence[tuple[CompiledPolicy, Requests, int]], score: Callable[[Episode], float] = worth
     ) -> list[float]:
         """The score of each (policy, episode, seed)."""
-        return list(self._pool.map(lambda job: score(self.episode(*job)), jobs))
-
-    def episode(self, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
-        """One episode, played in the calling thread."""
-        runtime = getattr(self._local, "runtime", None)
-        if runtime is None:
-            runtime = self._local.runtime = SimulatedRuntime(self.fleet)
-        runtime.reset(requests)
-        runtime.run(policy, seed)
-        return runtime.episode
+        return self.each(partial(_scored, score), jobs)
 
     def episodes(self, policy: CompiledPolicy, requests: Sequence[Requests], seed: int = 0) -> list[Episode]:
         """All `requests` under one policy."""
-        return list(self._pool.map(lambda i: self.episode(policy, requests[i], seed + i), range(len(requests))))
+        return self.each(Arena.episode, [(policy, one, seed + i) for i, one in enumerate(requests)])
+
+    def episode(self, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
+        """One episode, played in the calling thread."""
+        runtime = self.runtime(requests)
+        runtime.run(policy, seed)
+        return runtime.episode
+
+    def runtime(self, requests: Requests) -> SimulatedRuntime:
+        """The calling thread's runtime of the fleet that the episode was drawn for, at its beginning."""
+        fleet, variant = self.fleet, None
+        if isinstance(requests, Drawn) and requests.recipe is not None and requests.fleet is not None:
+            fleet, variant = requests.fleet, requests.recipe.variant
+        if variant not in self._local.runtimes:
+            self._local.runtimes[variant] = SimulatedRuntime(fleet)
+        made = self._local.runtimes[variant]
+        made.reset(requests)
+        return made
 
     def values(self, policies: Sequence[CompiledPolicy], requests: Sequence[Requests], seed: int = 0) -> np.ndarray:
         """The mean worth of each policy over the same episodes, (policies,)."""
@@ -75,6 +96,17 @@ class Arena:
 
     def close(self) -> None:
         self._pool.shutdown()
+
+
+# A task of `Arena.each`: (arena, policy, episode, argument) → what it comes to. A function of a module, so that other
+# processes find it.
+Task = Callable[[Arena, CompiledPolicy, Requests, Any], Any]
+
+
+def _scored(
+    score: Callable[[Episode], float], arena: Arena, policy: CompiledPolicy, requests: Requests, seed: int
+) -> float:
+    return score(arena.episode(policy, requests, seed))
 
 
 class ArenaMaker(Protocol):

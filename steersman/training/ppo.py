@@ -90,13 +90,13 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
     """
     config, seed = job.config.ppo, job.config.seed
     env = environment(job)
-    env.seed(seed)
     checkpoint = job.run.checkpoints / f"{algorithm}.zip"
     model: Any = load(checkpoint, lambda file: KINDS[algorithm][0].load(file, env=env, device="cpu"))
     if model is None:
         model = make(algorithm, env, config, job.config.architecture, seed)
         if start is not None:
             model.policy.scorer.set_weights(start)
+    env.seed(seed + model.num_timesteps)  # after a resumption other episodes than those it began with
     model.set_logger(silent())
     with stage(job.console, algorithm, config.steps) as shown:
         callback = _Callback(job, shown, algorithm, checkpoint)

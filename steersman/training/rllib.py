@@ -28,6 +28,7 @@ from steersman.training.progress import stage
 logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # or it tells that its API is new
 
 ENV, MODULE = "steersman-dispatch", "default_policy"
+SEEDS_APART = 10_000  # of the environments of two runners
 SHOWN = {
     "total_loss": "train/loss/total",
     "vf_loss": "train/loss/value",
@@ -38,10 +39,15 @@ SHOWN = {
 
 
 class Masked(gym.Wrapper[Any, Any, Any, Any]):
-    """Observations with the guard's mask beside them, as RLlib's modules take it."""
+    """Observations with the guard's mask beside them, as RLlib's modules take it.
 
-    def __init__(self, env: DispatchEnv) -> None:
+    runner: whose environment it is. RLlib seeds the environments of runner r from r on, so that those of different
+    runners would play the same episodes; here seeds of runners are far apart.
+    """
+
+    def __init__(self, env: DispatchEnv, runner: int = 0) -> None:
         super().__init__(env)
+        self._first = runner * SEEDS_APART
         assert isinstance(env.action_space, gym.spaces.Discrete)
         mask = gym.spaces.Box(0.0, 1.0, (int(env.action_space.n),), np.float32)
         self.observation_space: Any = gym.spaces.Dict({"observations": env.observation_space, "action_mask": mask})
@@ -49,7 +55,7 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        rows, info = self.env.reset(seed=seed, options=options)
+        rows, info = self.env.reset(seed=None if seed is None else seed + self._first, options=options)
         return self._seen(rows, info), {}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], Any, bool, bool, dict[str, Any]]:
@@ -67,16 +73,15 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
 
 
 def _learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
-    config = job.config.ppo
-    made = algorithm_of(job)
+    config, checkpoint = job.config.ppo, job.run.checkpoints / f"{algorithm}.pt"
+    kept = load(checkpoint, lambda file: torch.load(file, weights_only=True))
+    steps = 0 if kept is None else int(kept["steps"])
+    made = algorithm_of(job, job.config.seed + steps)  # after a resumption other episodes than those it began with
     learner = made.learner_group._learner
     module: ScorerModule = learner.module[MODULE]
-    checkpoint, steps = job.run.checkpoints / f"{algorithm}.pt", 0
-    kept = load(checkpoint, lambda file: torch.load(file, weights_only=True))
     if kept is not None:
         module.load_state_dict(kept["module"])
         learner.get_optimizer(MODULE).load_state_dict(kept["optimizer"])
-        steps = int(kept["steps"])
     elif start is not None:
         module.scorer.set_weights(start)
     made.env_runner_group.sync_weights(from_worker_or_learner_group=made.learner_group, inference_only=True)
@@ -113,8 +118,8 @@ def _learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]
     return {"weights": best.weights.tolist(), "steps": steps, "worth": best.worth}
 
 
-def algorithm_of(job: Job) -> Any:
-    """RLlib's PPO with the numbers of `job`'s training, untrained."""
+def algorithm_of(job: Job, seed: int) -> Any:
+    """RLlib's PPO with the numbers of `job`'s training, untrained. seed: of its environments and draws."""
     config = job.config.ppo
     loads = [job.load * factor for factor in job.config.loads]
     options: dict[str, Any] = {
@@ -124,10 +129,10 @@ def algorithm_of(job: Job) -> Any:
         "load": (min(loads), max(loads)),
         "duration_s": job.config.episode_s,
     }
-    register_env(ENV, lambda _: Masked(DispatchEnv(**options)))
+    register_env(ENV, lambda context: Masked(DispatchEnv(**options), context.worker_index))
     network = {"architecture": job.config.architecture.model_dump(mode="json"), "sharpness": config.sharpness}
     spec = RLModuleSpec(module_class=ScorerModule, model_config=network)
-    return numbers(config, job.config.seed).environment(ENV).rl_module(rl_module_spec=spec).build_algo()
+    return numbers(config, seed).environment(ENV).rl_module(rl_module_spec=spec).build_algo()
 
 
 def numbers(config: PpoConfig, seed: int) -> Any:

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.training import checkpoint as checkpoint_file
 from steersman.training.objective import Arena
-from steersman.training.optimisers import CmaEs, Optimiser
+from steersman.training.optimisers import Optimiser
 
 
 class Generation(NamedTuple):
@@ -29,6 +29,7 @@ class Generation(NamedTuple):
     best: float  # worth of the generation's best
     mean: float
     sigma: float
+    repeated: bool = False  # from a checkpoint: it was told of before
 
 
 class Found(NamedTuple):
@@ -64,7 +65,7 @@ def search(
         edges = np.linspace(0, len(pool), episodes + 1).astype(int)
         drawn = [pool[int(rng.integers(low, max(low + 1, high)))] for low, high in itertools.pairwise(edges)]
         asked = optimiser.ask()
-        if number < len(told):
+        if repeated := number < len(told):
             values = told[number]
         else:
             values = arena.values([make(x) for x in asked], drawn, seed=number * 1000)
@@ -72,21 +73,9 @@ def search(
             checkpoint_file.save(checkpoint, partial(np.save, arr=told))
         optimiser.tell(values)
         played = (number + 1) * optimiser.population * episodes
-        progress(Generation(number + 1, played, values.max(), values.mean(), optimiser.spread), make(optimiser.mean))
+        told_of = Generation(number + 1, played, values.max(), values.mean(), optimiser.spread, repeated)
+        progress(told_of, make(optimiser.mean))
     return Found(make(optimiser.mean), optimiser.mean, generations * optimiser.population * episodes)
-
-
-def tune(policy: CompiledPolicy, *, sigma: float, population: int, seed: int, **options: Any) -> Found:
-    """`search` by CMA-ES over a heuristic's own parameters, each scaled to its range."""
-    params = list(policy.params.values())
-    low, high = np.array([p.low for p in params]), np.array([p.high for p in params])
-
-    def make(x: np.ndarray) -> CompiledPolicy:
-        return policy.with_values(low + np.clip(x, 0, 1) * (high - low), f"{policy.name} (tuned)")
-
-    start, bounds = (policy.values - low) / (high - low), np.tile([0.0, 1.0], (len(params), 1))
-    optimiser = CmaEs(start, sigma=sigma, population=population, seed=seed, bounds=bounds)
-    return search(make, optimiser, seed=seed, **options)
 
 
 def _load(path: Path, population: int) -> np.ndarray:

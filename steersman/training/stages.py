@@ -1,14 +1,16 @@
-"""The stages of a training run but for PPO: size the load, tune a heuristic, imitate, search."""
+"""The stages of a training run but for PPO and tuning (`tuned.py`): size the load, imitate, search."""
 
 from __future__ import annotations
 
+import contextlib
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from steersman.agents.policies import resolve
 from steersman.agents.scorer import Scorer
+from steersman.runtime.errors import UserError
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.training import tags
@@ -16,11 +18,12 @@ from steersman.training.imitate import imitate, record, thinned
 from steersman.training.job import TRAINING, Job
 from steersman.training.optimisers import Ars, CmaEs
 from steersman.training.progress import stage
-from steersman.training.search import Generation, search, tune
+from steersman.training.search import Generation, search
 from steersman.training.sizing import capacity
 
 SHOW_EVERY = 10  # generations between two evaluations for the dashboard
 PROBES = 6  # episodes; a single one may be mostly burst or mostly calm
+VARIANT_PROBES = 2
 
 
 def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
@@ -37,19 +40,25 @@ def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
     return {"load": load, "heuristic": name, "rps": load * job.workload.offered_rps}
 
 
-def tune_heuristic(job: Job, name: str, pool: list[Requests]) -> dict[str, Any]:
-    """Its parameters, searched with the budget of the learned policy. {"values", "episodes"}"""
-    with stage(job.console, f"tuning {name}", job.config.search.generations) as shown:
-        clock = Clock()
+def prepare(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
+    """Size the load and that of the variants, and tell the job. Returns what `size` does."""
+    sized = job.run.once("sizing", lambda: size(job, known))
+    job.load = sized["load"]
+    job.variants = job.run.once("variants", lambda: {"loads": size_variants(job, known[sized["heuristic"]])})["loads"]
+    return sized
 
-        def progress(generation: Generation, policy: CompiledPolicy) -> None:
-            clock.count(generation.evaluations)
-            shown.advance(generation.number, f"worth {generation.mean:.4f}  {clock.rate():.0f} episodes/s")
-            job.dashboard.scalars(generation.number, {f"{tags.TUNED}{name}/worth": generation.mean})
 
-        options = _search_options(job, pool, f"tune-{name}")
-        found = tune(resolve(name), sigma=0.2, population=job.config.search.population, progress=progress, **options)
-    return {"values": found.policy.values.tolist(), "episodes": found.evaluations}
+def size_variants(job: Job, policy: CompiledPolicy) -> list[tuple[int, float]]:
+    """Number and load of each variant to train on: the load that `policy` carries there, as near as is needed.
+
+    Those that it carries at no load are left out.
+    """
+    found, seeds = [], range(TRAINING, TRAINING + VARIANT_PROBES)
+    for number in range(job.config.variants.count if job.config.variants.share else 0):
+        with contextlib.suppress(UserError):
+            load = capacity(policy, partial(job.sample, variant=number), job.arena, seeds, steps=6)
+            found.append((number, load))
+    return found
 
 
 def imitate_policy(job: Job, teacher: CompiledPolicy) -> dict[str, Any]:
@@ -104,22 +113,15 @@ def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Reques
         found = search(
             lambda x: job.learned(x * unit, algorithm),
             optimiser,
+            generations=config.generations,
+            pool=pool,
+            episodes=config.episodes,
+            arena=job.arena,
+            seed=job.config.seed + 1,
+            checkpoint=job.run.checkpoints / f"{algorithm}.npy",
             progress=progress,
-            **_search_options(job, pool, algorithm),
         )
     return {"weights": (found.numbers * unit).tolist(), "episodes": found.evaluations}
-
-
-def _search_options(job: Job, pool: list[Requests], name: str) -> dict[str, Any]:
-    config = job.config.search
-    return {
-        "generations": config.generations,
-        "episodes": config.episodes,
-        "pool": pool,
-        "arena": job.arena,
-        "seed": job.config.seed + 1,
-        "checkpoint": job.run.checkpoints / f"{name}.npy",
-    }
 
 
 class Clock:

@@ -22,7 +22,8 @@ from steersman.training.objective import ArenaMaker, local_arena
 from steersman.training.paired import Paired
 from steersman.training.report import comparison_json, comparison_table
 from steersman.training.run import Run, write_json
-from steersman.training.stages import OPTIMISERS, imitate_policy, search_scorer, size, tune_heuristic
+from steersman.training.stages import OPTIMISERS, imitate_policy, prepare, search_scorer
+from steersman.training.tuned import tune_heuristic
 
 Learner = Callable[[Job, str, np.ndarray | None], dict[str, Any]]
 
@@ -66,14 +67,13 @@ def _train(job: Job, command: str) -> Result:
     console.print(f"[bold]{config.workload}[/] on [bold]{config.fleet}[/]  →  {run.folder}", highlight=False)
     known = {name: resolve(name) for name in config.compare} or heuristics()
     with console.status("compiling the simulator (half a minute, once for each version) and sizing the load …"):
-        sized = run.once("sizing", lambda: size(job, known))
-    job.load = sized["load"]
+        sized = prepare(job, known)
     console.print(
         f"{sized['heuristic']}, the best heuristic as shipped, carries {sized['rps']:.1f} req/s within the SLOs; "
         f"training at {', '.join(f'{x:g}' for x in config.loads)} times that",
         highlight=False,
     )
-    pool = job.episodes(TRAINING, config.search.pool)
+    pool = job.pool(TRAINING, config.search.pool)
 
     # 1. Tunable heuristics get the budget that the learned policy gets.
     for name in config.tune:

@@ -22,10 +22,13 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
+from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Workload
 from steersman.training.drawn import Recipe, drawn
+from steersman.training.explain.difference import gains, partings
+from steersman.training.explain.situations import play
 from steersman.training.objective import Arena
-from steersman.training.search import tune
+from steersman.training.tuned import tune
 
 ray = pytest.importorskip("ray")
 
@@ -83,7 +86,6 @@ def policies(count: int) -> list[CompiledPolicy]:
 def tuned(arena: Arena, checkpoint: Path) -> np.ndarray:
     found = tune(
         resolve("push-shed"),
-        sigma=0.2,
         population=6,
         seed=3,
         generations=4,
@@ -113,6 +115,15 @@ def test_whole_episodes_are_those_of_threads(arena: ClusterArena) -> None:
 def test_episodes_that_were_not_drawn_are_sent(arena: ClusterArena) -> None:
     made = [Requests(e.table, e.blocks, e.block_tokens, e.tenants, e.duration_s, e.before) for e in EPISODES]
     assert arena.values([resolve("jsed")], made) == Arena(FLEET, 1).values([resolve("jsed")], made)
+
+
+def test_roll_outs_of_decisions_are_those_of_threads(arena: ClusterArena) -> None:
+    policy, other, plain = resolve("push-shed"), resolve("round-robin"), Arena(FLEET, 1)
+    situations = play(policy, other, SimulatedRuntime(FLEET), EPISODES, 0)
+    parted = partings(situations)
+    ours, theirs = (gains(policy, where, EPISODES, situations, parted, 9) for where in (arena, plain))
+    assert ours
+    assert ours == theirs
 
 
 def test_a_search_gives_the_same_bytes_as_without_ray(arena: ClusterArena, tmp_path: Path) -> None:

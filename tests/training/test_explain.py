@@ -198,14 +198,14 @@ def test_partings_are_told_by_kind_and_once_a_request() -> None:
 def test_a_gain_is_what_the_roll_outs_differ_by() -> None:
     situations = watched()
     parted = partings(situations)
-    found = gains(EMPTIEST, SimulatedRuntime(FLEET), [busy(0), busy(1)], situations, parted, 8)["other replica"]
+    found = gains(EMPTIEST, Arena(FLEET, 1), [busy(0), busy(1)], situations, parted, 8)["other replica"]
     assert found.rolled == 8
     assert found.attained.low <= found.attained.mean <= found.attained.high
     assert -1.0 <= found.own <= 1.0
     # Against itself nothing is gained.
     same = {"other replica": [s._replace(other=s.action) for s in parted["other replica"]]}
     again = [s._replace(other=s.action) for s in situations]
-    none = gains(EMPTIEST, SimulatedRuntime(FLEET), [busy(0), busy(1)], again, same, 8)["other replica"]
+    none = gains(EMPTIEST, Arena(FLEET, 1), [busy(0), busy(1)], again, same, 8)["other replica"]
     assert (none.attained.mean, none.own) == (0.0, 0.0)
 
 

@@ -63,6 +63,12 @@ def test_values_are_the_same_from_embeddings(env: Masked, module: ScorerModule) 
     assert torch.equal(module.compute_values(given, embeddings), module.compute_values(given))
 
 
+def test_runners_play_episodes_of_their_own() -> None:
+    """RLlib seeds the first environment of runner 2 like the second one of runner 1."""
+    seen = [Masked(DispatchEnv(WORKLOAD, FLEET), runner).reset(seed=2)[0]["observations"] for runner in (1, 2)]
+    assert not np.array_equal(*seen)
+
+
 @pytest.mark.filterwarnings("ignore")  # RLlib's own
 def test_a_run_exports_a_bundle_and_leaves_its_curves(ray_cluster: Any, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -75,6 +81,14 @@ def test_a_run_exports_a_bundle_and_leaves_its_curves(ray_cluster: Any, tmp_path
     assert (run / "checkpoints" / "rllib-ppo.pt").exists()
     events = EventAccumulator(str(run / "rllib-ppo")).Reload()
     assert {"train/loss/value", "train/explained_variance"} <= set(events.Tags()["scalars"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_with_runners_exports_a_bundle(ray_cluster: Any, tmp_path: Path) -> None:
+    sets = ("algorithms=[rllib-ppo]", "ppo.steps=512", "ppo.envs=4", "ppo.rollout=64", "ppo.batch=64", "ppo.runners=2")
+    changes = [part for one in sets for part in ("--set", one)]
+    assert steersman("train", training_file(tmp_path), "--runs", tmp_path / "runs", *changes) == 0
+    assert open_bundle(only_run(tmp_path / "runs")).manifest.architecture == Architecture()
 
 
 @pytest.mark.filterwarnings("ignore")

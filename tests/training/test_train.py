@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from steersman import cli
+from steersman.envs.sb3 import SB3VecEnv
 from steersman.runtime.bundle import open_bundle
+from steersman.runtime.config import apply_sets, read_yaml, validate
 from steersman.runtime.policy import CompiledPolicy
+from steersman.training import ppo
+from steersman.training.config import TrainingConfig
+from steersman.training.job import Job
 from steersman.training.objective import Arena
+from steersman.training.run import Run
 
 FLEET = {
     "description": "Two unlike replicas.",
@@ -164,6 +172,24 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
     assert attempts == len(stops)
     for name in ("sizing", "tune-push-shed", "imitation", "cma-es"):
         assert stage(only_run(tmp_path), name) == stage(run, name)
+
+
+def test_a_resumed_ppo_plays_other_episodes_than_those_it_began_with(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, reset = [], SB3VecEnv.reset
+
+    def recorded(self: SB3VecEnv) -> Any:
+        begun.append(set(self._seeds))
+        return reset(self)
+
+    monkeypatch.setattr(SB3VecEnv, "reset", recorded)
+    for steps in (256, 512):
+        settings = validate(TrainingConfig, apply_sets(read_yaml(config), [f"ppo.steps={steps}"]), "test")
+        job = Job(Run(tmp_path, settings), Console(quiet=True), None)
+        assert ppo.learn(job, "maskable-ppo", None)["steps"] == steps
+        job.close()
+    assert not begun[0] & begun[1]
 
 
 @pytest.mark.parametrize("kind", ["heuristics", "workloads", "fleets"])

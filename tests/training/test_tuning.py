@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 from test_cluster import steersman
-from test_cluster_train import training_file
+from test_cluster_train import stages, training_file
 
+from steersman.agents.policies import resolve
 from steersman.runtime.configs import config_files
+from steersman.training.objective import Arena
 from steersman.training.tuning.space import load_tuning
 
 pytest.importorskip("ray")
@@ -23,7 +25,7 @@ pytest.importorskip("ray")
 from steersman.training.tuning.state import keep, recover
 
 SMALL = {"trials": 2, "rounds": 2, "episodes": 2, "seed": 1}
-HEURISTIC = SMALL | {"description": "A heuristic.", "policy": "jsed"}
+HEURISTIC = {"description": "A heuristic.", "policy": "push-shed", "set": ["search.generations=3"]}
 PPO = SMALL | {
     "rounds": 1,
     "description": "A learner.",
@@ -55,6 +57,49 @@ def test_trials_are_ranked(data: dict[str, Any], ray_cluster: Any, tmp_path: Pat
     assert len(list((folder / "tensorboard").glob("*/events.out.tfevents.*"))) == 2
 
 
+def tuned(folder: Path, data: dict[str, Any], *arguments: str) -> Path:
+    """The folder of a finished tuning."""
+    assert steersman("tune", write(folder, data), "--out", folder / "out", *arguments) == 0
+    (made,) = (folder / "out").iterdir()
+    return made
+
+
+def test_a_heuristic_is_tuned_and_compared_with_itself_as_shipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tuned(tmp_path, HEURISTIC)
+    assert "the best of them: --policy 'push-shed?strict_tpot_s=" in capsys.readouterr().out
+    rows = {row["trial"]: row for row in csv.DictReader((folder / "trials.csv").read_text().splitlines())}
+    shipped = resolve("push-shed")
+    assert [float(rows["shipped"][name]) for name in shipped.params] == shipped.values.tolist()
+    assert [float(rows["tuned"][name]) for name in shipped.params] == stages(folder)["tune-push-shed"]["values"]
+    assert rows["tuned"]["rounds"] == "3"
+    assert len(list((folder / "tensorboard").glob("*/events.out.tfevents.*"))) == 2
+
+
+def test_only_what_the_space_names_is_varied(tmp_path: Path) -> None:
+    folder = tuned(tmp_path, HEURISTIC | {"space": {"kv_reserve": {"uniform": [0.2, 0.3]}}})
+    changed = dict(zip(resolve("push-shed").params, stages(folder)["tune-push-shed"]["values"], strict=True))
+    assert 0.2 <= changed.pop("kv_reserve") <= 0.3
+    assert changed.items() <= {name: param.default for name, param in resolve("push-shed").params.items()}.items()
+
+
+def test_an_interrupted_heuristic_s_tuning_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    def interrupted(self: Arena, *arguments: Any, **named: Any) -> Any:
+        if list(tmp_path.glob("out/*/checkpoints/tune-push-shed.npy")):
+            raise KeyboardInterrupt
+        return values(self, *arguments, **named)
+
+    values = Arena.values
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arena, "values", interrupted)
+        assert steersman("tune", write(tmp_path, HEURISTIC), "--out", tmp_path / "out") == 130
+    (folder,) = (tmp_path / "out").iterdir()
+    assert steersman("tune", "--resume", folder) == 0
+    (tmp_path / "whole").mkdir()
+    assert stages(folder) == stages(tuned(tmp_path / "whole", HEURISTIC))
+
+
 @pytest.mark.parametrize("path", list(config_files("tuning")), ids=lambda path: path.stem)
 def test_shipped_spaces_are_right(path: Path) -> None:
     load_tuning(str(path), [])
@@ -63,12 +108,15 @@ def test_shipped_spaces_are_right(path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"space": {"jitter": {"uniform": [0, 1]}}}, "policy 'jsed' has no parameter 'jitter'"),
+        ({"space": {"jitter": {"uniform": [0, 1]}}}, "policy 'push-shed' has no parameter 'jitter'"),
+        ({"space": {"kv_reserve": {"choice": [1.0]}}}, "space.kv_reserve: a heuristic's numbers are searched"),
+        ({"policy": "round-robin"}, "policy 'round-robin' has no parameters to tune"),
+        ({"trials": 3}, "'trials' is for trainings"),
         ({"policy": None, "space": {"search.sigmas": {"uniform": [0, 1]}}}, "did you mean 'sigma'?"),
         ({"policy": None, "space": {"search.sigma": {"uniform": [1, 0]}}}, "low below high"),
         ({"policy": None, "space": {"search.sigma": {}}}, "give one of uniform, loguniform"),
         ({"policy": None}, "needs `space`"),
-        ({"scheduler": "pbt"}, "pbt is for ppo"),
+        (SEARCH | {"policy": None, "scheduler": "pbt"}, "pbt is for ppo"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -82,7 +130,7 @@ def test_mistakes_are_one_sentence(
 
 
 def test_a_killed_tuning_goes_on(ray_cluster: Any, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "steersman.cli", "tune", write(tmp_path, HEURISTIC), "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "steersman.cli", "tune", write(tmp_path, SEARCH), "--out", tmp_path / "out"]
     driver = subprocess.Popen([*map(str, command), "--ray", ray_cluster.address], stdout=subprocess.DEVNULL)
     while not list(tmp_path.glob("out/*/trials/experiment_state-*.json")):
         assert driver.poll() is None

@@ -10,7 +10,7 @@ from steersman.runtime.cost import load_profile
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, set_profile
 from steersman.runtime.observation import WIDTH, candidates_for
-from steersman.runtime.outcomes import Episode, Outcomes, State
+from steersman.runtime.outcomes import Episode, Outcomes, State, judged
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import episodes, kernel
@@ -325,7 +325,10 @@ class SimulatedRuntime:
     @property
     def episode(self) -> Episode:
         """What happened so far."""
-        return Episode(self.requests, self.outcomes(), self.usage(), self.requests.window_s)
+        outcomes, requests = self.outcomes(), self.requests
+        if requests.judged is not None:
+            outcomes = judged(outcomes, requests.table, requests.judged)
+        return Episode(requests, outcomes, self.usage(), requests.window_s)
 
     def outcomes(self) -> Outcomes:
         """What became of every request so far; columns are views."""

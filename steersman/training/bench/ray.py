@@ -19,6 +19,7 @@ from steersman.runtime.configs import find_config
 from steersman.runtime.fleet import load_fleet
 from steersman.runtime.workload import load_workload
 from steersman.training.bench.machine import machine, resident_mib
+from steersman.training.bench.plan import plan
 from steersman.training.cluster.connect import connected, joined
 from steersman.training.config import SearchConfig
 from steersman.training.drawn import Drawn, Recipe, drawn
@@ -33,7 +34,7 @@ def bench(workers: list[int], generations: int, address: str, console: Console) 
     """Seconds of a generation by the number of workers, as the one JSON object that the command prints.
 
     plain_s, threads_s: the plain loop on one thread, and on as many as there are workers, or cores if these are fewer:
-    what the machine gives at the time. speed_up: of plain_s. efficiency: speed_up over workers.
+    what the machine gives at the time. speed_up: of plain_s. efficiency: speed_up over workers. plan: see `plan.py`.
     """
     from steersman.training.cluster.arena import ClusterArena
 
@@ -88,6 +89,11 @@ def bench(workers: list[int], generations: int, address: str, console: Console) 
         "draw_ms": draw_s * 1000,
         "overhead": None if alone is None else alone["generation_s"] / alone["plain_s"] - 1,
         "workers": measured,
+        "plan": plan(
+            [_cpu_time(plain, policy, one) for policy in population[:4] for one in pool],
+            float(np.median([row["part_ms"] for row in measured])) / 1000,
+            float(np.median([row["parts_per_s"] for row in measured])),
+        ),
     }
 
 
@@ -110,15 +116,21 @@ def _timed(arena: Arena, population: list[Any], episodes: list[Drawn], seed: int
     return time.perf_counter() - started, values
 
 
+def _cpu_time(arena: Arena, policy: Any, episode: Drawn) -> float:
+    """Seconds of CPU: what an episode takes where nobody else wants the core."""
+    started = time.thread_time()
+    arena.episode(policy, episode, 0)
+    return time.thread_time() - started
+
+
 def _parts(cluster: Any) -> dict[str, float]:
     """What a part costs that has nothing to play: milliseconds one by one, and how many a second the driver manages."""
     import pickle
 
     from steersman.training.cluster.cluster import Part
     from steersman.training.cluster.worker import Chunk
-    from steersman.training.objective import worth
 
-    empty = Part(pickle.dumps(Chunk(-1, [], [], np.zeros((0, 3), np.int64), worth)), ([], []))
+    empty = Part(pickle.dumps(Chunk(-1, [], [], [], Arena.episode)), ([], []))
     started = time.perf_counter()
     for _ in range(EMPTY):
         cluster.run([empty])

@@ -35,7 +35,7 @@ def bench(rounds: int, console: Console) -> dict[str, Any]:
     with joined(LOCAL, console, 1), tempfile.TemporaryDirectory() as folder:
         job = Job(Run(Path(folder), config), Console(file=io.StringIO()), None)
         with console.status("measuring …"):
-            both = [algorithm_of(job), numbers(config.ppo, 0).environment("CartPole-v1").build_algo()]
+            both = [algorithm_of(job, 0), numbers(config.ppo, 0).environment("CartPole-v1").build_algo()]
             frames, seconds = [0, 0], [0.0, 0.0]
             for number in range(rounds + 1):
                 for k in (0, 1) if number % 2 else (1, 0):

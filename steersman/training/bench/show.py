@@ -227,6 +227,19 @@ def ray_table(figures: dict[str, Any]) -> Table:
     return table
 
 
+def plan_table(figures: dict[str, Any]) -> Table:
+    """Speed-ups on more cores than there are, for a terminal."""
+    found = figures["plan"]
+    measured = (
+        f"{found['parts_per_s']:,.0f} parts/s, {found['part_ms']:.1f} ms each, {found['episode_ms']:.1f} ms an episode"
+    )
+    sizes = [f"{g['candidates']} × {g['episodes']}: {g['one_core_s']:.2g} s" for g in found["rows"][0]["generations"]]
+    table = _table(f"on paper, by candidates × episodes of a generation; {measured}", ("cores", *sizes))
+    for row in found["rows"]:
+        table.add_row(f"{row['cores']:,}", *(f"{g['speed_up']:.3g}" for g in row["generations"]))
+    return table
+
+
 def _table(title: str, columns: tuple[str, ...]) -> Table:
     table = Table(box=None, pad_edge=False, title=title or None, title_justify="left")
     for i, column in enumerate(columns):

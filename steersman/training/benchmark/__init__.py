@@ -6,7 +6,7 @@ The modules, in the order of the data (docs/benchmark.md):
     scenario    what is played: a file in configs/benchmarks
     folder      where results go: every finished part is a file, and none is done twice
     budget      how much is tuned, learned and played
-    tuning      heuristics with a searched set of numbers
+    tuning      what heuristics are tuned by, as files for `steersman tune`
     learning    the learned policy
     contenders  the policies that compete
     play        episodes into counts

@@ -14,11 +14,12 @@ from steersman.runtime.policy import CompiledPolicy
 from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.learning import learn, training_config
 from steersman.training.benchmark.scenario import Scenario
-from steersman.training.benchmark.tuning import tuned, with_numbers
+from steersman.training.benchmark.tuning import tuning_config, write_tuning
 from steersman.training.job import TRAINING, Job
 from steersman.training.objective import ArenaMaker
 from steersman.training.run import Run
-from steersman.training.stages import size
+from steersman.training.stages import prepare, size
+from steersman.training.tuned import tune_heuristic
 
 LEARNED = "learned"
 
@@ -67,7 +68,7 @@ def sized(scenario: Scenario, folder: Folder, console: Console, arenas: ArenaMak
     Raises:
         UserError: the fleet carries the workload at no load, or at any.
     """
-    job = _job(scenario, folder, console, arenas, 0)
+    job = _job(scenario, folder, console, arenas)
     try:
         with console.status(f"{scenario.name}: how much the fleet carries …"):
             return float(job.run.once("sizing", lambda: size(job, heuristics()))["load"])
@@ -81,29 +82,35 @@ def prepared(scenario: Scenario, folder: Folder, console: Console, arenas: Arena
     Every tunable heuristic has the whole budget. The learned policies' teacher, who sends, holds and sheds, is taken as
     it was after a quarter of the budget, and they have the rest: nobody had more.
     """
-    budget, load = folder.plan.budget, sized(scenario, folder, console, arenas)
-    job = _job(scenario, folder, console, arenas, 0)
+    budget = folder.plan.budget
+    job = _job(scenario, folder, console, arenas)
+    write_tuning(folder.path / scenario.name, job.config)
+    title, searched = f"{scenario.name}: ", []
     try:
-        job.load = load
-        pool = job.episodes(TRAINING, budget.pool)
-        searched, early = [], {}
+        with console.status(f"{title}how much the fleet and its variants carry …"):
+            prepare(job, heuristics())
+        pool = job.pool(TRAINING, budget.pool)
         for name, policy in heuristics().items():
             if not policy.params:
                 continue
-            stored = job.run.once(f"tune-{name}", lambda name=name: tuned(job, name, budget, pool))  # type: ignore[misc]
-            own = with_numbers(name, stored["values"], f"{name}, tuned")
+            stored = job.run.once(f"tune-{name}", lambda name=name: tune_heuristic(job, name, pool, title=title))  # type: ignore[misc]
+            own = policy.with_values(np.array(stored["values"]), f"{name}, tuned")
             searched.append(_alone(own.name, own, "tuned", stored["episodes"]))
-            early[name] = (with_numbers(name, stored["early_values"], name), stored["early_episodes"])
         if not budget.training_seeds:
             return searched
-        teacher, spent = early[job.config.imitation.teacher]
+        # The first generations of its tuning once more, from its checkpoint: nothing is played.
+        name, quarter = job.config.imitation.teacher, budget.teacher_generations
+        taught = job.run.once(
+            "teacher", lambda: tune_heuristic(job, name, pool, generations=quarter, title=f"{title}the teacher, ")
+        )
+        teacher = resolve(name).with_values(np.array(taught["values"]))
     finally:
         job.close()
     members, evaluations = [], []
     for seed in range(budget.training_seeds):
-        learned, episodes = _learned(scenario, folder, console, arenas, teacher, load, seed)
+        learned, episodes = _learned(scenario, folder, console, arenas, teacher, job, seed)
         members.append(learned)
-        evaluations.append(spent + episodes)
+        evaluations.append(taught["episodes"] + episodes)
     return [*searched, Contender(LEARNED, "learned", "trained", round(float(np.mean(evaluations))), tuple(members))]
 
 
@@ -113,13 +120,15 @@ def _learned(
     console: Console,
     arenas: ArenaMaker,
     teacher: CompiledPolicy,
-    load: float,
+    sized: Job,
     seed: int,
 ) -> tuple[CompiledPolicy, int]:
     console.print(f"{scenario.name}: learning from {teacher.name}, training seed {seed}", highlight=False)
-    job = _job(scenario, folder, console, arenas, seed, f"training-{seed}")
+    copied = folder.copied(scenario)
+    config = training_config(folder.plan.budget, copied.workload, copied.fleet, scenario.episode_s, seed)
+    job = Job(Run(folder.path / scenario.name / f"training-{seed}", config), console, folder.traces, arenas)
     try:
-        job.load = load
+        job.load, job.variants = sized.load, sized.variants
         found = job.run.once("learn", lambda: learn(job, teacher, seed))
     finally:
         job.close()
@@ -127,11 +136,11 @@ def _learned(
     return compiled_policy(job.config.architecture, weights, f"{LEARNED} #{seed}"), int(found["episodes"])
 
 
-def _job(scenario: Scenario, folder: Folder, console: Console, arenas: ArenaMaker, seed: int, part: str = "") -> Job:
-    """What the trainer's stages work with, in the scenario's folder."""
+def _job(scenario: Scenario, folder: Folder, console: Console, arenas: ArenaMaker) -> Job:
+    """What sizing and tuning work with, in the scenario's folder."""
     copied = folder.copied(scenario)
-    config = training_config(folder.plan.budget, copied.workload, copied.fleet, scenario.episode_s, seed)
-    return Job(Run(folder.path / scenario.name / part, config), console, folder.traces, arenas)
+    config = tuning_config(folder.plan.budget, copied.workload, copied.fleet, scenario.episode_s, heuristics())
+    return Job(Run(folder.path / scenario.name, config), console, folder.traces, arenas)
 
 
 def _alone(

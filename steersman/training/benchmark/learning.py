@@ -39,7 +39,7 @@ def learn(job: Job, teacher: CompiledPolicy, seed: int) -> dict[str, Any]:
 
     {"weights", "episodes": simulated for it, "chosen": "imitation" or "search"}
     """
-    pool = job.episodes(TRAINING + SEEDS_APART * (1 + seed), job.config.search.pool)
+    pool = job.pool(TRAINING + SEEDS_APART * (1 + seed), job.config.search.pool)
     cloned = imitate_policy(job, teacher)
     found = search_scorer(job, ALGORITHM, np.array(cloned["weights"]), pool)
     candidates = {"imitation": cloned["weights"], "search": found["weights"]}

@@ -44,7 +44,7 @@ def cell(setting: Setting, episodes: Sequence[Episode]) -> Cell:
         )
 
     return Cell(
-        by_tenant(setting.attained),
+        by_tenant(lambda e: e.outcomes.attained),
         by_tenant(lambda e: _tokens(e.requests.table) * (e.outcomes.state == State.DONE)),
         by_tenant(lambda e: e.outcomes.state == State.SHED),
         np.array([_computed(e) for e in episodes]),

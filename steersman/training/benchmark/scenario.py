@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from steersman.runtime.config import Model, apply_sets, read_yaml, validate
 from steersman.runtime.configs import config_files, find_config
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet, load_fleet
-from steersman.runtime.outcomes import Episode, State
 from steersman.runtime.requests import Requests
-from steersman.runtime.tenant import Slo, Tenant
 from steersman.runtime.workload import Split, Workload, load_workload
 from steersman.training.drawn import Recipe, drawn
+from steersman.training.variants import told_alike
 
 
 class Scenario(Model):
@@ -97,11 +95,9 @@ class Setting:
     def draw(self, seed: int, load: float, split: Split = "held-out") -> Requests:
         """An episode, with the SLOs that policies are told."""
         requests = drawn(self.workload, self.fleet, Recipe(seed, load, split, self.scenario.episode_s))
-        return replace(requests, tenants=blind(requests.tenants)) if self.scenario.slo_blind else requests
-
-    def attained(self, episode: Episode) -> np.ndarray:
-        """Which requests met their true SLOs, bool (N,)."""
-        return judged(episode, self.workload.tenants) if self.scenario.slo_blind else episode.outcomes.attained
+        if self.scenario.slo_blind:
+            return replace(requests, tenants=told_alike(requests.tenants), judged=requests.tenants)
+        return requests
 
 
 def raw(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -110,24 +106,3 @@ def raw(scenario: Scenario) -> tuple[dict[str, Any], dict[str, Any]]:
         apply_sets(read_yaml(find_config("workloads", scenario.workload)), scenario.workload_set),
         apply_sets(read_yaml(find_config("fleets", scenario.fleet)), scenario.fleet_set),
     )
-
-
-def blind(tenants: Mapping[str, Tenant]) -> dict[str, Tenant]:
-    """`tenants` with the median TTFT and TPOT targets for all."""
-    slo = Slo(
-        ttft_s=float(np.median([t.slo.ttft_s for t in tenants.values()])),
-        tpot_s=float(np.median([t.slo.tpot_s for t in tenants.values()])),
-    )
-    return {name: tenant.model_copy(update={"slo": slo}) for name, tenant in tenants.items()}
-
-
-def judged(episode: Episode, tenants: Mapping[str, Tenant]) -> np.ndarray:
-    """Which requests met the SLOs of `tenants`, bool (N,), by the rules of `runtime.outcomes`."""
-    outcomes, table = episode.outcomes, episode.requests.table
-    slo = np.array([(t.slo.ttft_s, t.slo.tpot_s) for t in tenants.values()])[table["tenant"]]
-    begun = np.isfinite(outcomes.ttft_s)
-    with np.errstate(invalid="ignore"):
-        kept = (outcomes.ttft_s <= slo[:, 0]) & (outcomes.tpot_s <= slo[:, 1])
-    # A client that left before the first token was promised no more than its TTFT.
-    kept = np.where(begun, kept, table["cancel_s"] <= slo[:, 0])
-    return kept & np.isin(outcomes.state, (State.DONE, State.CANCELLED))

@@ -6,11 +6,10 @@ import itertools
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import ray
 
 from steersman.runtime.errors import UserError
@@ -19,14 +18,15 @@ from steersman.runtime.outcomes import Episode
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.workload import Workload
+from steersman.training.cluster import worker
 from steersman.training.cluster.cluster import Cluster, Part
 from steersman.training.cluster.worker import Chunk, Sent
 from steersman.training.drawn import Drawn, Recipe
-from steersman.training.objective import Arena, worth
+from steersman.training.objective import Arena, Task
 
 STORED = 64  # episodes without a recipe that are kept in the cluster's object store
 
-Job = tuple[CompiledPolicy, Requests, int]
+Job = tuple[CompiledPolicy, Requests, Any]
 _settings = itertools.count()
 
 
@@ -42,15 +42,11 @@ class ClusterArena(Arena):
         self._key, self._setting = next(_settings), ray.put((workload, fleet))
         self._stored: OrderedDict[int, tuple[Requests, Any]] = OrderedDict()
 
-    def play(self, jobs: Sequence[Job], score: Callable[[Episode], float] = worth) -> list[float]:
-        scores = self._run(jobs, score)
-        return [float(value) for value in scores]
-
     def episodes(self, policy: CompiledPolicy, requests: Sequence[Requests], seed: int = 0) -> list[Episode]:
-        played = self._run([(policy, one, seed + i) for i, one in enumerate(requests)], None)
+        played = self.each(worker.episode, [(policy, one, seed + i) for i, one in enumerate(requests)])
         return [replace(episode, requests=one) for episode, one in zip(played, requests, strict=True)]
 
-    def _run(self, jobs: Sequence[Job], score: Callable[[Episode], float] | None) -> list[Any]:
+    def each(self, task: Task, jobs: Sequence[Job]) -> list[Any]:
         # By episode, so that a worker draws few of them; Python's sort keeps the order of equals.
         places: dict[int, int] = {}
         for _, requests, _ in jobs:
@@ -58,20 +54,20 @@ class ClusterArena(Arena):
         order = sorted(range(len(jobs)), key=lambda j: places[id(jobs[j][1])])
         parts, cut = [], list(cuts(len(jobs), self._cluster.count))
         for first, last in itertools.pairwise(cut):
-            parts.append(self._part([jobs[j] for j in order[first:last]], score))
+            parts.append(self._part([jobs[j] for j in order[first:last]], task))
         found: list[Any] = [None] * len(jobs)
         for j, value in zip(order, itertools.chain.from_iterable(self._cluster.run(parts)), strict=True):
             found[j] = value
         return found
 
-    def _part(self, jobs: Sequence[Job], score: Callable[[Episode], float] | None) -> Part:
+    def _part(self, jobs: Sequence[Job], task: Task) -> Part:
         policies: dict[int, int] = {}
         episodes: dict[int, int] = {}
         sent: list[Sent] = []
         recipes: list[Recipe | int] = []
         references: list[Any] = []
-        rows: list[tuple[int, int, int]] = []
-        for policy, requests, seed in jobs:
+        rows: list[tuple[int, int, Any]] = []
+        for policy, requests, argument in jobs:
             if id(policy) not in policies:
                 policies[id(policy)] = len(sent)
                 sent.append(sendable(policy))
@@ -81,8 +77,8 @@ class ClusterArena(Arena):
                 recipes.append(len(references) if recipe is None else recipe)
                 if recipe is None:
                     references.append(self._store(requests))
-            rows.append((policies[id(policy)], episodes[id(requests)], seed))
-        chunk = Chunk(self._key, sent, recipes, np.array(rows, np.int64), score)
+            rows.append((policies[id(policy)], episodes[id(requests)], argument))
+        chunk = Chunk(self._key, sent, recipes, rows, task)
         return Part(pickle.dumps(chunk, protocol=5), ([self._setting], references))
 
     def _recipe(self, requests: Requests) -> Recipe | None:

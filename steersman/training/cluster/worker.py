@@ -6,7 +6,6 @@ import os
 import pickle
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -17,8 +16,8 @@ from steersman.runtime.compiled import cache_folder
 from steersman.runtime.outcomes import Episode
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import REQUEST, Requests
-from steersman.training.drawn import Recipe
-from steersman.training.objective import Arena
+from steersman.training.drawn import Recipe, drawn
+from steersman.training.objective import Arena, Task
 
 CACHE_BYTES = 256 << 20  # of drawn episodes: two hundred of the default workload, a pool of `steersman train`
 SETTINGS = 4  # workloads and fleets that are kept ready
@@ -38,13 +37,13 @@ class Sent(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A part of the work: jobs (J, 3) of indices into `policies` and `episodes`, and a seed."""
+    """A part of the work: jobs of indices into `policies` and `episodes`, and an argument of the task."""
 
     setting: int  # names (workload, fleet) of this driver
     policies: list[Sent]
     episodes: list[Recipe | int]  # drawn by the worker, or an index into the references that are sent along
-    jobs: np.ndarray
-    score: Callable[[Episode], float] | None  # None: whole episodes are returned
+    jobs: list[tuple[int, int, Any]]
+    task: Task
 
 
 class Worker:
@@ -59,26 +58,23 @@ class Worker:
         """The version of its compiled code, and its process."""
         return version(), os.getpid()
 
-    def play(self, sent: bytes, setting: list[Any], episodes: list[Any]) -> np.ndarray | list[Episode]:
-        """What the jobs of a pickled `Chunk` came to: scores (J,), or episodes that have no requests.
+    def play(self, sent: bytes, setting: list[Any], episodes: list[Any]) -> list[Any]:
+        """What the jobs of a pickled `Chunk` came to.
 
         setting: the reference of (workload, fleet). episodes: references of those that were not drawn by a recipe.
         """
         import ray
 
         chunk: Chunk = pickle.loads(sent)
-        if not len(chunk.jobs):
-            return np.zeros(0)
+        if not chunk.jobs:
+            return []
         workload, arena = self._setting(chunk.setting, setting[0])
         policies = [one.policy() for one in chunk.policies]
         requests = [
             ray.get(episodes[one]) if isinstance(one, int) else self._draw(chunk.setting, one, workload, arena)
             for one in chunk.episodes
         ]
-        played = (arena.episode(policies[p], requests[e], int(seed)) for p, e, seed in chunk.jobs.tolist())
-        if chunk.score is None:
-            return [replace(episode, requests=NO_REQUESTS) for episode in played]
-        return np.array([chunk.score(episode) for episode in played])
+        return [chunk.task(arena, policies[p], requests[e], argument) for p, e, argument in chunk.jobs]
 
     def cpu_s(self) -> float:
         """CPU time of its process so far."""
@@ -104,7 +100,7 @@ class Worker:
     def _draw(self, setting: int, recipe: Recipe, workload: Any, arena: Arena) -> Requests:
         key = setting, recipe
         if key not in self._episodes:
-            made = self._episodes[key] = recipe.draw(workload, arena.fleet)
+            made = self._episodes[key] = drawn(workload, arena.fleet, recipe)
             self._bytes += size(made)
             while self._bytes > CACHE_BYTES and len(self._episodes) > 1:
                 self._bytes -= size(self._episodes.popitem(last=False)[1])
@@ -113,6 +109,11 @@ class Worker:
 
 
 NO_REQUESTS = Requests(np.zeros(0, REQUEST), np.zeros(0, np.int64), 1, {})
+
+
+def episode(arena: Arena, policy: CompiledPolicy, requests: Requests, seed: int) -> Episode:
+    """A task: the episode without its requests, which the driver has."""
+    return replace(arena.episode(policy, requests, seed), requests=NO_REQUESTS)
 
 
 def size(requests: Requests) -> int:

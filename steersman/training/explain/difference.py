@@ -10,9 +10,9 @@ import numpy as np
 from steersman.runtime.outcomes import Episode
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
-from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.simulator.rollout import Rollouts
 from steersman.training.explain.situations import Kind, Situation, kind_of
+from steersman.training.objective import Arena
 from steersman.training.paired import RESAMPLES
 
 ARRIVALS = 1024  # that a roll-out still sees: more than come while a request is held
@@ -83,7 +83,7 @@ def attainments(ours: Sequence[Episode], theirs: Sequence[Episode]) -> dict[str,
 
 def gains(
     policy: CompiledPolicy,
-    runtime: SimulatedRuntime,
+    arena: Arena,
     episodes: Sequence[Requests],
     situations: Sequence[Situation],
     parted: dict[str, list[Situation]],
@@ -93,39 +93,47 @@ def gains(
 
     Where one of the two holds, that is the baseline whose later routes are kept.
     """
+    taken = [np.array([s.action for s in situations if s.episode == index]) for index in range(len(episodes))]
     chosen = {kind: [own[i] for i in _spread(len(own), each)] for kind, own in parted.items()}
-    wanted = {(s.episode, s.number): kind for kind, own in chosen.items() for s in own}
-    results: dict[str, list[tuple[float, float]]] = {kind: [] for kind in parted}
-    for index, requests in enumerate(episodes):
-        played = [s for s in situations if s.episode == index]
-        if not any((index, s.number) in wanted for s in played):
-            continue
-        runtime.reset(requests)
-        runtime.advance()
-        rollouts = Rollouts(runtime, policy, ARRIVALS)
-        for s in played:
-            kind = wanted.get((index, s.number))
-            if kind is not None:
-                results[kind].append(_gain(rollouts, runtime, s))
-            runtime.step(s.action)
+    jobs = [
+        (policy, episodes[s.episode], Branch(taken[s.episode][: s.number], s.memory, s.action, s.other))
+        for own in chosen.values()
+        for s in own
+    ]
+    pairs = iter(arena.each(rolled_out, jobs))
     figures = {}
-    for kind, pairs in results.items():
-        both = np.array(pairs).reshape(-1, 2)
+    for kind, own in chosen.items():
+        both = np.array([next(pairs) for _ in own]).reshape(-1, 2)
         if len(both):
             interval = _ratio_interval(both[:, 0], np.ones(len(both)))
             figures[kind] = Gain(len(both), interval, float(both[:, 1].mean()))
     return figures
 
 
-def _gain(rollouts: Rollouts, runtime: SimulatedRuntime, s: Situation) -> tuple[float, float]:
-    """Requests that attain more, and whether the decided one does, under the policy's action than under the other's."""
-    memory = np.tile(s.memory, (runtime.fleet.gateways, 1))
-    baseline = s.other if s.other == runtime.hold else s.action
-    rolled = rollouts.frozen(baseline, memory, [s.action, s.other])
+class Branch(NamedTuple):
+    """A decision on which two policies differ."""
+
+    before: np.ndarray  # int64 (D,): the actions of the episode's earlier decisions
+    memory: np.ndarray  # float64 (M,): the policy's before it decided
+    action: int
+    other: int  # of the other policy
+
+
+def rolled_out(arena: Arena, policy: CompiledPolicy, requests: Requests, branch: Branch) -> tuple[float, float]:
+    """Requests that attain more, and whether the decided one does, under the policy's action than under the other's.
+
+    A task of `Arena.each`.
+    """
+    runtime = arena.runtime(requests)
+    runtime.replay(branch.before)
+    runtime.advance()
+    memory = np.tile(branch.memory, (runtime.fleet.gateways, 1))
+    baseline = branch.other if branch.other == runtime.hold else branch.action
+    rolled = Rollouts(runtime, policy, ARRIVALS).frozen(baseline, memory, [branch.action, branch.other])
     by_action = {
         int(action): outcome["attained"] for action, outcome in zip(rolled.actions, rolled.outcomes, strict=True)
     }
-    ours, theirs = by_action[s.action].astype(int), by_action[s.other].astype(int)
+    ours, theirs = by_action[branch.action].astype(int), by_action[branch.other].astype(int)
     return float((ours - theirs).sum()), float(ours[rolled.decided] - theirs[rolled.decided])
 
 

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steersman.agents.policies import heuristics
-from steersman.runtime.draw import draw
 from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import finite
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Split, Workload
+from steersman.training.drawn import Recipe, drawn
 from steersman.training.explain.contributions import contributions, is_scorer, typical_row
 from steersman.training.explain.dependence import Dependence, dependence, importance
 from steersman.training.explain.difference import Attainment, Gain, attainments, gains, partings
@@ -95,10 +95,10 @@ def explain(
     if against is None:
         say("choosing the best heuristic …")
         known = [h for h in heuristics().values() if h.name != policy.name]
-        pool = [draw(workload, fleet, SELECTION + i, load=load, split="train") for i in range(4)]
+        pool = [drawn(workload, fleet, Recipe(SELECTION + i, load, "train", None)) for i in range(4)]
         against = known[int(arena.values(known, pool, SELECTION).argmax())]
     say(f"playing {policy.name} and {against.name} …")
-    requests = [draw(workload, fleet, seed + i, load=load, split=split) for i in range(episodes)]
+    requests = [drawn(workload, fleet, Recipe(seed + i, load, split, None)) for i in range(episodes)]
     if not all(len(r) for r in requests[:WATCHED]):
         raise UserError(f"load {load:g} brings an episode without requests; raise it")
     attained = attainments(arena.episodes(policy, requests, seed), arena.episodes(against, requests, seed))
@@ -130,7 +130,7 @@ def explain(
         importance=ranked,
         dependence=list(itertools.islice((c for c in curves if c is not None), CURVES)),
         differing={kind: len(own) / shares.requests for kind, own in parted.items()},
-        gains=gains(policy, runtime, watched, situations, parted, rolled),
+        gains=gains(policy, arena, watched, situations, parted, rolled),
         attainment=attained,
         episodes=episodes,
     )

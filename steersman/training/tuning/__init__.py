@@ -1,6 +1,8 @@
-"""`steersman tune`: hyper-parameters, weights of rewards and numbers of heuristics, by Ray Tune (docs/cluster.md).
+"""`steersman tune` (docs/cluster.md).
 
-space     the YAML file: what varies, and how it is searched
-trial     one point of the space: plays or learns, round by round, and tells what it is worth
-tune      all of them: ASHA or PBT, resumption, the table, TensorBoard's HParams
+space       the YAML file: what varies, and how it is searched
+folder      what was asked, the table of trials, TensorBoard's HParams
+heuristic   a heuristic's numbers, by the search that training and the benchmark use
+trial       hyper-parameters and weights of rewards: one point, which learns round by round, and tells what it is worth
+tune        all such trials, by Ray Tune: ASHA or PBT, resumption
 """

@@ -8,8 +8,8 @@ from typing import Any
 from ray.tune import Callback
 
 from steersman.training.progress import Stage
+from steersman.training.tuning.folder import TOLD
 from steersman.training.tuning.state import keep
-from steersman.training.tuning.trial import TOLD
 
 # Ray Tune pickles callbacks, for its resumption: what they write to must stand outside.
 _shown: list[tuple[Stage, Path]] = []

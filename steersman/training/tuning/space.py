@@ -14,6 +14,7 @@ from steersman.runtime.plugins import nearest
 from steersman.training.config import TrainingConfig
 
 WEIGHT = "weight."  # of a tenant, in the rewards that it brings
+TRIALS = {"trials", "rounds", "episodes", "scheduler", "seed"}  # keys of which the search over a heuristic has none
 
 
 class Range(Model):
@@ -52,7 +53,11 @@ class TuningConfig(Model):
     """A tuning file. It tunes a heuristic's numbers where `policy` is given, else a training's."""
 
     description: str
-    policy: str | None = Field(default=None, description="a heuristic; it plays on workload and fleet of `training`")
+    policy: str | None = Field(
+        default=None,
+        description="a heuristic; it is tuned on workload, fleet, loads and seed of `training`, with the budget of its "
+        "`search`",
+    )
     training: str = Field(default="default", description="a training file, or the name of a shipped one")
     set: list[str] = Field(default=[], description="changes to it: key.path=value")
     space: dict[str, Range] = Field(
@@ -77,21 +82,24 @@ class TuningConfig(Model):
         path = find_config("training", self.training)
         return validate(TrainingConfig, apply_sets(read_yaml(path), self.set), str(path))
 
-    def ranges(self) -> dict[str, Range]:
-        """The space, a heuristic's own where none is given.
+    def numbers(self) -> dict[str, tuple[float, float]]:
+        """The ranges of the heuristic's parameters that are searched.
 
         Raises:
-            UserError: a key is no parameter of the heuristic, or means nothing in a training file.
+            UserError: there is no such heuristic or parameter, or it has none, or a range is no `uniform` one.
         """
-        if self.policy is None:
-            if not self.space:
-                raise UserError("a tuning file needs `space`, or a heuristic in `policy`")
-            return self.space
+        assert self.policy is not None
         params = resolve(self.policy).params
-        for key in self.space:
+        if not params:
+            raise UserError(f"policy {self.policy!r} has no parameters to tune")
+        found = {}
+        for key, one in self.space.items():
             if key not in params:
                 raise UserError(f"policy {self.policy!r} has no parameter {key!r}; {nearest(key, list(params))}")
-        return self.space or {name: Range(uniform=(param.low, param.high)) for name, param in params.items()}
+            if one.uniform is None:
+                raise UserError(f"space.{key}: a heuristic's numbers are searched in ranges; give uniform")
+            found[key] = one.uniform
+        return found or {name: (param.low, param.high) for name, param in params.items()}
 
 
 def load_tuning(spec: str, sets: list[str]) -> TuningConfig:
@@ -103,10 +111,17 @@ def load_tuning(spec: str, sets: list[str]) -> TuningConfig:
     path = find_config("tuning", spec)
     config = validate(TuningConfig, apply_sets(read_yaml(path), sets), str(path))
     settings = config.settings()
-    middle = {key: _inside(one) for key, one in config.ranges().items()}
-    if config.policy is None:
-        varied(settings, middle)
-    if config.scheduler == "pbt" and (config.policy or settings.algorithms[0] not in ("ppo", "maskable-ppo")):
+    if config.policy is not None:
+        config.numbers()
+        if trials := sorted(config.model_fields_set & TRIALS):
+            raise UserError(
+                f"{path}: {trials[0]!r} is for trainings; a heuristic has the budget of search.generations, in `set`"
+            )
+        return config
+    if not config.space:
+        raise UserError(f"{path}: a tuning file needs `space`, or a heuristic in `policy`")
+    varied(settings, {key: _inside(one) for key, one in config.space.items()})
+    if config.scheduler == "pbt" and settings.algorithms[0] not in ("ppo", "maskable-ppo"):
         raise UserError(f"{path}: 'scheduler': pbt is for ppo and maskable-ppo; give asha")
     return config
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from steersman.agents.policies import resolve
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.config import TrainingConfig
@@ -21,9 +20,8 @@ from steersman.training.objective import Arena, ArenaMaker
 from steersman.training.run import Run
 from steersman.training.search import Generation, search
 from steersman.training.stages import OPTIMISERS
+from steersman.training.tuning.folder import TOLD
 from steersman.training.tuning.space import WEIGHT, TuningConfig, varied
-
-TOLD = "worth"  # the metric
 
 
 def single(fleet: Any, workload: Any) -> Arena:
@@ -42,8 +40,9 @@ def run_trial(point: dict[str, Any], tuning: TuningConfig, traces: str | None, p
     torch.set_num_threads(1)
     context = tune.get_context()
     folder = Path(context.get_trial_dir())
-    settings = varied(tuning.settings(), point) if tuning.policy is None else tuning.settings()
-    job = open_job(folder, settings, traces, prepared["load"], single)
+    settings = varied(tuning.settings(), point)
+    job = open_job(folder, settings, traces, single)
+    job.load, job.variants = prepared["load"], prepared["variants"]
     try:
         for key, value in point.items():
             if key.startswith(WEIGHT):
@@ -52,9 +51,7 @@ def run_trial(point: dict[str, Any], tuning: TuningConfig, traces: str | None, p
                 tenants[tenant] = tenants[tenant].model_copy(update={"weight": value})
                 job.workload = job.workload.model_copy(update={"tenants": tenants})
         torch.manual_seed(settings.seed)
-        if tuning.policy is not None:
-            play_rounds(job, tuning, resolve(tuning.policy).with_params(**point), tune.report)
-        elif settings.algorithms[0] in OPTIMISERS:
+        if settings.algorithms[0] in OPTIMISERS:
             search_rounds(job, tuning, np.array(prepared["weights"]), folder, tune.report)
         else:
             learn_rounds(job, tuning, np.array(prepared["weights"]), tune)
@@ -62,27 +59,14 @@ def run_trial(point: dict[str, Any], tuning: TuningConfig, traces: str | None, p
         job.close()
 
 
-def open_job(folder: Path, settings: TrainingConfig, traces: str | None, load_factor: float, arenas: ArenaMaker) -> Job:
+def open_job(folder: Path, settings: TrainingConfig, traces: str | None, arenas: ArenaMaker) -> Job:
     """What the stages of a training work with, silent."""
-    job = Job(Run(folder, settings), Console(file=io.StringIO()), Path(traces) if traces else None, arenas)
-    job.load = load_factor
-    return job
+    return Job(Run(folder, settings), Console(file=io.StringIO()), Path(traces) if traces else None, arenas)
 
 
-def judged(job: Job, tuning: TuningConfig, policy: CompiledPolicy, number: int = 0) -> float:
-    """The worth of a policy on episodes that no training plays; `number` draws others."""
-    first = SELECTION + number * tuning.episodes
-    return float(job.arena.values([policy], job.episodes(first, tuning.episodes), first)[0])
-
-
-def play_rounds(
-    job: Job, tuning: TuningConfig, policy: CompiledPolicy, report: Callable[[dict[str, Any]], None]
-) -> None:
-    """A heuristic plays more episodes each round; the mean over all of them is reported."""
-    worths: list[float] = []
-    for number in range(tuning.rounds):
-        worths.append(judged(job, tuning, policy, number))
-        report({TOLD: float(np.mean(worths))})
+def judged(job: Job, tuning: TuningConfig, policy: CompiledPolicy) -> float:
+    """The worth of a policy on episodes that no training plays."""
+    return float(job.arena.values([policy], job.episodes(SELECTION, tuning.episodes), SELECTION)[0])
 
 
 def search_rounds(
@@ -101,7 +85,7 @@ def search_rounds(
         lambda x: job.learned(x * unit, algorithm),
         OPTIMISERS[algorithm](start / unit, sigma=config.sigma, population=config.population, seed=job.config.seed + 1),
         generations=config.generations,
-        pool=job.episodes(TRAINING, config.pool),
+        pool=job.pool(TRAINING, config.pool),
         episodes=config.episodes,
         arena=job.arena,
         seed=job.config.seed + 1,
