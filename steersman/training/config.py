@@ -14,7 +14,7 @@ class SearchConfig(Model):
     """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic may play as many episodes."""
 
     population: int = Field(default=16, ge=4)
-    generations: int = Field(default=120, ge=1)
+    generations: int = Field(default=160, ge=1)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
     sigma: float = Field(default=0.15, gt=0, description="of steps, in typical weights; CMA-ES adapts it")
@@ -45,7 +45,7 @@ class PpoConfig(Model):
         default="best",
         description="the weights it starts from: of the best learned so far, or the cloned ones, or random",
     )
-    steps: int = Field(default=300_000, ge=1)
+    steps: int = Field(default=200_000, ge=1)
     envs: int = Field(default=16, ge=1)
     runners: int = Field(
         default=0, ge=0, description="rllib-ppo: actors that play, each a share of envs; 0: the learner's process plays"

@@ -10,7 +10,7 @@ variant differs in many ways at once, by chance, and none is one that anybody us
 | a tenant's rate, first guess of its output length | times exp(N(0, 0.5)), exp(N(0, 0.7)); the total rate stays |
 | bursts | 0.7 to 2 times as high, half to once as long; gaps 0.7 to 2 times as uneven |
 | SLOs | in every fourth variant policies are told the same ones for all tenants, and are judged by the true ones |
-| metrics, gateways, crashes | each in every second variant: up to 8 s old; two to four; every 5 to 15 minutes |
+| metrics, gateways, crashes | each in two of five variants: up to 6 s old; two or three; every 5 to 15 minutes |
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ def told_alike(tenants: Mapping[str, Tenant], quantile: float = 0.5) -> dict[str
 
 def _fleet(fleet: Fleet, rng: np.random.Generator) -> Fleet:
     changes: dict[str, Any] = {"replicas": [_group(group, rng) for group in fleet.replicas]}
-    for name, value in (("scrape_s", float(rng.uniform(0, 8))), ("gateways", int(rng.integers(2, 5)))):
-        if rng.random() < 0.5:
-            changes[name] = value
-    if rng.random() < 0.5:
-        changes["random_faults"] = RandomFaults(
-            mean_up_s=float(rng.uniform(300, 900)), mean_down_s=float(rng.uniform(10, 30))
-        )
+    age_s, gateways = float(rng.uniform(0, 6)), int(rng.integers(2, 4))
+    up_s, down_s = float(rng.uniform(300, 900)), float(rng.uniform(10, 30))
+    stale, several, failing = rng.random(3) < 0.4
+    if stale:
+        changes["scrape_s"] = age_s
+    if several:
+        changes["gateways"] = gateways
+    if failing:
+        changes["random_faults"] = RandomFaults(mean_up_s=up_s, mean_down_s=down_s)
     return fleet.model_copy(update=changes)
 
 
