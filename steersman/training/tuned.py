@@ -18,7 +18,7 @@ from steersman.training.search import Found, Generation, search
 from steersman.training.stages import Clock
 
 SIGMA = 0.2  # of each parameter's range, at the start
-STRETCH = 20  # generations over which worth is averaged: single ones draw easy and hard episodes
+STRETCH = 40  # generations over which worth is averaged: single ones draw easy and hard episodes
 GAIN = 5e-4  # of worth, from one stretch to the next: less is none
 
 Ranges = Mapping[str, tuple[float, float]]  # by parameter
