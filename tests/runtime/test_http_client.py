@@ -396,6 +396,18 @@ async def test_giving_up_closes_the_connection_and_tells_nobody() -> None:
         assert (told.error, told.ends) == (None, 0)
 
 
+async def test_who_waits_for_an_answer_is_told_that_all_connections_are_closed() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await reader.read()
+
+    async with serving(script) as s:
+        told = Told()
+        connection = await s.upstream.connect()
+        connection.send(REQUEST, b"{}", told)
+        s.upstream.close()
+        assert str(told.error) == "its connections were closed"
+
+
 async def test_nobody_listening_is_said_without_an_address() -> None:
     async with serving(answering()) as s:
         pass

@@ -135,7 +135,7 @@ class Upstream:
         """Close all connections; answers on them break off."""
         self._idle.clear()
         for connection in list(self.open):
-            connection.abort()
+            connection.break_off("its connections were closed")
 
 
 class Connection(asyncio.Protocol):
@@ -217,8 +217,12 @@ class Connection(asyncio.Protocol):
     def check(self, now: float, read_timeout_s: float) -> None:
         """Break off an answer of which nothing has come for too long."""
         if self._receiver is not None and not self._paused and now - self.last_byte_s > read_timeout_s:
-            self._broke("no answer in time")
-            self.abort()
+            self.break_off("no answer in time")
+
+    def break_off(self, why: str) -> None:
+        """End it; who waits for an answer is told."""
+        self._broke(why)
+        self.abort()
 
     # From the transport
 
@@ -254,8 +258,7 @@ class Connection(asyncio.Protocol):
             if self._complete:
                 self._end(self._keeps)
             elif not self._status and self._head_bytes > _HEAD_LIMIT:
-                self._broke("the head of its answer is too large")
-                self.abort()
+                self.break_off("the head of its answer is too large")
 
     def _odd(self, error: Exception) -> None:
         """What came is not an answer, or more than it."""
@@ -265,8 +268,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._end(False)
         else:
-            self._broke(f"its answer is not valid HTTP ({error})")
-            self.abort()
+            self.break_off(f"its answer is not valid HTTP ({error})")
 
     # From the parser
 
