@@ -108,7 +108,7 @@ class Session:
         gateway = self._picker.gateway
         if path == b"/v1/models" and method == b"GET":
             self.refused = True
-            return (immediate(200, gateway.models(headers)),)
+            return (immediate(200, gateway.pages.models(headers)),)
         if path not in SERVED:
             asked = f"{method.decode('latin-1')} {path.decode('latin-1')}"
             raise ApiError(404, f"{asked} is not served here", code="not_found")
