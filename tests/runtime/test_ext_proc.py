@@ -324,7 +324,7 @@ async def test_shed_is_429_with_a_time_to_retry() -> None:
         assert int(headers["retry-after"]) >= 1
         await p.served.idle()
         assert p.metric("requests_total", tenant="strict", outcome="shed") == 1
-        assert p.metric("requests_total", tenant="strict", outcome="shed") == 1
+        assert p.metric("answered_errors_total", status="429", code="shed") == 1
 
 
 async def test_with_all_replicas_down_it_is_503() -> None:

@@ -118,6 +118,7 @@ async def test_a_bug_of_the_gateway_is_a_request_that_failed(monkeypatch: pytest
         assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
         assert s.metric("attained_total", tenant="strict") == 0
         assert s.metric("inflight", replica="r0") == 0
+        assert s.metric("answered_errors_total", status="500", code="internal_error") == 1
 
 
 async def test_the_header_names_the_tenant() -> None:

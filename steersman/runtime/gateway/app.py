@@ -113,6 +113,8 @@ class Gateway:
                 raise not_allowed(exchange.path, "POST")
         except ApiError as error:
             self.refuse(exchange, error)
+        except Exception:
+            self.broken(exchange)
         return None
 
     def refuse(self, exchange: Exchange, error: ApiError) -> None:
@@ -120,6 +122,13 @@ class Gateway:
         self.metrics.answered_error(error.status, error.code)
         exchange.fail(error)
         exchange.over()
+
+    def broken(self, exchange: Exchange) -> None:
+        """A bug of ours ended it; called where the exception was caught."""
+        told = not exchange.started
+        exchange.broken()
+        if told:
+            self.metrics.answered_error(exchange.status, exchange.code)
 
     async def drained(self) -> None:
         """From now on new requests are refused; returns when the last one in flight has ended."""

@@ -128,7 +128,7 @@ class Passage:
         except Exception:  # what broke it may break this, too: neither its client nor other requests are to wait
             _log.exception("request %s could not be counted", self._exchange.request_id.decode())
         self._leave()
-        self._exchange.broken()
+        gateway.broken(self._exchange)
 
     def _all_failed(self, failure: AttemptFailed) -> ApiError:
         if len(self.suspects) == 1:  # of several that gave 5xx to one request, none is to blame

@@ -91,8 +91,8 @@ class Session:
                 return [*await self._decide("request_headers", False), messages.CONTINUE[part]]
             return (messages.CONTINUE[part],)
         except ApiError as error:
-            self.refused, self._error = True, error
-            return (refusal(error),)
+            self.refused = True
+            return (self._refusal(error),)
 
     # The request
 
@@ -246,8 +246,8 @@ class Session:
         assert self._ticket is not None
         if self._response is not None and self._response.open:
             self._response.over("late" if self._ticket.late else "failed")
-        self._given_up, self._error = True, error
-        self._refusing = asyncio.get_running_loop().create_task(self._send(refusal(error)))
+        self._given_up = True
+        self._refusing = asyncio.get_running_loop().create_task(self._send(self._refusal(error)))
 
     async def _send(self, answer: bytes) -> None:
         with contextlib.suppress(Exception):  # whatever gRPC says when the client has left meanwhile
@@ -268,10 +268,15 @@ class Session:
 
     def broken(self) -> bytes:
         """A bug of ours ended it. Returns the answer."""
-        self._error = internal_error()
         if self._ticket is not None:
             self._picker.gateway.broke_off(self._ticket, "failed")
-        return refusal(self._error)
+        return self._refusal(internal_error())
+
+    def _refusal(self, error: ApiError) -> bytes:
+        """The answer with an error, which ends the request."""
+        self._error = error
+        self._picker.gateway.metrics.answered_error(error.status, error.code)
+        return refusal(error)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
