@@ -17,7 +17,7 @@ from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, serving
 
 from steersman.runtime.gateway.attempt import Attempt, AttemptFailed
 from steersman.runtime.gateway.descriptors import room
-from steersman.runtime.gateway.http.client import Upstream
+from steersman.runtime.gateway.http.upstream import Upstream
 from steersman.runtime.replica import Scraped
 from steersman.runtime.replica._health import HealthConfig, Status
 from steersman.runtime.replica._metrics import parse

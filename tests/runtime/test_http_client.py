@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import scripted
 
-from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
+from steersman.runtime.gateway.http.client import Broken, Connection
+from steersman.runtime.gateway.http.upstream import Upstream
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-A: b\r\n\r\nabc"

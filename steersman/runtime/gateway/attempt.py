@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
+from steersman.runtime.gateway.http.client import Broken, Connection
 from steersman.runtime.gateway.http.exchange import Exchange
+from steersman.runtime.gateway.http.upstream import Upstream
 from steersman.runtime.gateway.prompt import Call
 from steersman.runtime.gateway.retry_after import busy_s
 from steersman.runtime.gateway.steps import step

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from steersman.runtime.gateway.attempt import Attempt, Owner
-from steersman.runtime.gateway.http.client import Upstream
 from steersman.runtime.gateway.http.exchange import Exchange
+from steersman.runtime.gateway.http.upstream import Upstream
 from steersman.runtime.gateway.metrics import Metrics
 from steersman.runtime.gateway.prompt import Call, TokenEstimate
 from steersman.runtime.gateway.rename import renamed
