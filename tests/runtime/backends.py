@@ -51,6 +51,7 @@ class FakeBackend:
         self.metrics = ""
         self.url = ""
         self._runner: web.AppRunner | None = None
+        self._site: web.TCPSite | None = None
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         if self.answer is not None:
@@ -95,8 +96,8 @@ class FakeBackend:
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         port = int(self.url.rpartition(":")[2]) if self.url else 0
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
-        await site.start()
+        self._site = web.TCPSite(self._runner, "127.0.0.1", port)
+        await self._site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def health(self, request: web.Request) -> web.Response:
@@ -104,6 +105,10 @@ class FakeBackend:
 
     async def show_metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self.metrics)
+
+    async def stop_listening(self) -> None:
+        assert self._site is not None
+        await self._site.stop()
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -24,6 +24,7 @@ from simulated import TENANTS
 from steersman.runtime.errors import UserError
 from steersman.runtime.fleet import Fleet
 from steersman.runtime.gateway.access import GatewayTenant
+from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.app import Phase
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
@@ -323,7 +324,7 @@ async def test_shed_is_429_with_a_time_to_retry() -> None:
         assert int(headers["retry-after"]) >= 1
         await p.served.idle()
         assert p.metric("requests_total", tenant="strict", outcome="shed") == 1
-        assert p.metric("requests_total", tenant="strict", outcome="shed") == 1
+        assert p.metric("answered_errors_total", status="429", code="shed") == 1
 
 
 async def test_with_all_replicas_down_it_is_503() -> None:
@@ -561,6 +562,34 @@ async def test_a_client_that_leaves_is_counted(graceful: bool) -> None:
         await p.served.idle()
         assert p.metric("requests_total", tenant="strict", outcome="cancelled") == 1
         assert p.gateway.scheduler.inflight(0) == 0
+
+
+async def test_what_the_gateway_cuts_off_when_it_stops_is_not_its_clients_doing() -> None:
+    async with picking(Prefer(0, 1)) as p:
+        stream = p.stream()
+        await stream.send(STREAMED)
+        p.gateway.phase = Phase.STOPPING
+        await p.server.stop()
+        await p.served.idle()
+        assert p.metric("requests_total", tenant="strict", outcome="unended") == 1
+
+
+@pytest.mark.parametrize("where", ["decide", "dispatched"])
+async def test_a_bug_is_500_and_leaves_no_request_open(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with picking(Prefer(0, 1)) as p:
+        monkeypatch.setattr(p.gateway.scheduler, where, fails)
+        said: list[tuple[object, ...]] = []
+        log = AccessLog(p.gateway.metrics.tenants, p.gateway.pool.names, p.gateway.scheduler)
+        monkeypatch.setattr(log, "line", lambda *line: said.append(line))
+        p.gateway.access_log = log
+        status, error, _ = refused(await p.stream().send(BODY))
+        assert (status, error["code"]) == (500, "internal_error")
+        await p.served.idle()
+        assert p.metric("requests_total", tenant="strict", outcome="failed") == 1
+        assert [line[3:5] for line in said] == [(500, "internal_error")]
 
 
 async def test_a_client_that_leaves_while_held_frees_its_place() -> None:

@@ -12,11 +12,12 @@ import aiohttp
 import numpy as np
 import pytest
 import uvloop
-from backends import STREAM, WHOLE, Prefer, Served, serving
+from aiohttp import web
+from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, serving
 
 from steersman.runtime.gateway.attempt import Attempt, AttemptFailed
 from steersman.runtime.gateway.descriptors import room
-from steersman.runtime.gateway.http.client import Upstream
+from steersman.runtime.gateway.http.upstream import Upstream
 from steersman.runtime.replica import Scraped
 from steersman.runtime.replica._health import HealthConfig, Status
 from steersman.runtime.replica._metrics import parse
@@ -93,6 +94,14 @@ async def test_a_gateway_that_stood_still_takes_nobody_for_silent() -> None:
         s.backends[0].hold.set()
         async with await asking as response:
             assert response.headers["X-Steersman-Replica"] == "r0"
+
+
+async def test_a_gateway_that_is_always_late_still_gives_up_who_is_silent() -> None:
+    async with serving(Prefer(0, 1), health=HANGS) as s:
+        asking = await hanging(s, 0)
+        swept(s, 3.0, 3.0)
+        async with await asking as response:
+            assert response.headers["X-Steersman-Replica"] == "r1"
 
 
 @pytest.mark.parametrize("body", [BODY, STREAMED])
@@ -177,6 +186,33 @@ async def test_a_request_that_kills_replicas_does_not_kill_them_all() -> None:
             assert response.status == 502
         assert [len(backend.bodies) for backend in s.backends] == [1, 1, 1, 0]
         assert s.gateway.inflight == 0
+
+
+async def test_nor_where_their_connections_were_used_before() -> None:
+    policy = Prefer()
+    async with serving(policy, 4) as s:
+        for replica, backend in enumerate(s.backends):
+            policy.order = (replica,)
+            assert await whole(s) == f"r{replica}"
+            backend.bodies.clear()
+            backend.answer = dying(backend)
+        policy.order = (0, 1, 2, 3)
+        async with s.client.post(PATH, json=STREAMED) as response:
+            assert response.status == 502
+        assert [len(backend.bodies) for backend in s.backends] == [1, 1, 1, 0]
+
+
+def dying(backend: FakeBackend) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    """What `backend` does with a request that ends its process."""
+
+    async def die(request: web.Request) -> web.StreamResponse:
+        backend.bodies.append(await request.read())
+        await backend.stop_listening()
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    return die
 
 
 async def test_with_every_breaker_open_a_request_is_told_when_to_come_again() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 import numpy as np
@@ -116,6 +118,7 @@ async def test_a_bug_of_the_gateway_is_a_request_that_failed(monkeypatch: pytest
         assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
         assert s.metric("attained_total", tenant="strict") == 0
         assert s.metric("inflight", replica="r0") == 0
+        assert s.metric("answered_errors_total", status="500", code="internal_error") == 1
 
 
 async def test_the_header_names_the_tenant() -> None:
@@ -604,3 +607,91 @@ async def test_a_bug_of_the_gateway_leaves_no_request_open(broken: str, monkeypa
         await s.idle()
         assert s.metric("requests_total", tenant="strict", outcome="failed") == 1
         assert s.gateway.scheduler.book.tenant_views["ended"][0] == 1
+
+
+async def leaves(s: Served, body: dict[str, object], begun: bool) -> None:
+    """A client that leaves while its request is at a replica; begun: after the first byte of its answer."""
+    s.backends[0].hold = asyncio.Event()
+    asking = asyncio.create_task(s.client.post(PATH, json=body))
+    await s.backends[0].asked.wait()
+    if begun:
+        (await asking).close()
+    asking.cancel()
+
+
+async def is_late(s: Served) -> None:
+    s.backends[0].hold = asyncio.Event()
+    async with s.client.post(PATH, json=BODY, headers={"X-Steersman-Deadline-Ms": "20"}) as response:
+        assert response.status == 500
+
+
+async def finds_no_replica(s: Served) -> None:
+    for backend in s.backends:
+        backend.dies = True
+    async with s.client.post(PATH, json=BODY) as response:
+        assert response.status == 500
+
+
+async def is_cut(s: Served) -> None:
+    s.backends[0].pieces, s.backends[0].cut = STREAM[:2], True
+    with pytest.raises(aiohttp.ClientError):
+        async with s.client.post(PATH, json=STREAMED) as response:
+            await response.read()
+
+
+async def is_served(s: Served, body: dict[str, object]) -> None:
+    with contextlib.suppress(aiohttp.ClientError):  # the end of a stream is counted before its client has it
+        async with s.client.post(PATH, json=body) as response:
+            await response.read()
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        lambda s: leaves(s, BODY, False),
+        lambda s: leaves(s, STREAMED, True),
+        is_late,
+        finds_no_replica,
+        is_cut,
+        lambda s: is_served(s, BODY),
+        lambda s: is_served(s, STREAMED),
+    ],
+)
+async def test_a_bug_at_the_end_of_a_request_leaves_nothing_open(
+    ends: Callable[[Served], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving(Prefer(0, 1)) as s:
+        monkeypatch.setattr(s.gateway, "ended", fails)
+        async with asyncio.timeout(10):
+            await ends(s)
+            await s.idle()
+        assert (s.gateway.inflight, s.gateway.limiter.total) == (0, 0)
+
+
+async def test_a_bug_while_a_held_request_ends_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving(Prefer(2)) as s:
+        monkeypatch.setattr(s.gateway, "ended", fails)
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY))
+        await until_held(s)
+        asking.cancel()
+        async with asyncio.timeout(10):
+            await s.idle()
+        assert (s.gateway.inflight, s.gateway.limiter.total) == (0, 0)
+
+
+async def test_a_bug_after_a_request_was_counted_does_not_count_it_twice() -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("a bug")
+
+    async with serving(Prefer(0, 1)) as s:
+        s.server.on_over = fails
+        async with s.client.post(PATH, json=BODY) as response:
+            await response.read()
+        await s.idle()
+        assert (s.gateway.inflight, s.gateway.limiter.total) == (0, 0)

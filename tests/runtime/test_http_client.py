@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire import scripted
 
-from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
+from steersman.runtime.gateway.http.client import Broken, Connection
+from steersman.runtime.gateway.http.upstream import Upstream
 
 REQUEST = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX-A: b\r\n\r\nabc"
@@ -394,6 +395,18 @@ async def test_giving_up_closes_the_connection_and_tells_nobody() -> None:
         connection.abort()
         await asyncio.wait_for(gone.wait(), 10)
         assert (told.error, told.ends) == (None, 0)
+
+
+async def test_who_waits_for_an_answer_is_told_that_all_connections_are_closed() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await reader.read()
+
+    async with serving(script) as s:
+        told = Told()
+        connection = await s.upstream.connect()
+        connection.send(REQUEST, b"{}", told)
+        s.upstream.close()
+        assert str(told.error) == "its connections were closed"
 
 
 async def test_nobody_listening_is_said_without_an_address() -> None:

@@ -566,6 +566,16 @@ async def test_a_client_that_leaves_cancels_what_is_done_for_it_at_once(how: str
         assert len(s.echo.asked) == 1
 
 
+async def test_a_client_that_leaves_after_a_long_body_is_noticed() -> None:
+    async with listening() as s:
+        client = await s.connect()
+        await client.send(post(b"/hold", b"x" * 200_000))
+        await s.echo.began.wait()
+        client.writer.close()
+        async with asyncio.timeout(10):
+            await s.echo.cancelled.wait()
+
+
 async def test_a_client_that_leaves_in_the_middle_of_its_request_was_never_there() -> None:
     async with listening() as s:
         client = await s.connect()
@@ -833,6 +843,12 @@ def _answers(raw: bytes, closed: bool) -> list[tuple[int, bytes]]:
             assert set(json.loads(body)) == {"error"}
         found.append((status, body))
     return found
+
+
+def test_a_head_in_two_reads_behind_another_request_is_measured_in_full() -> None:
+    stream = get(b"/a") + get(b"/x", b"X: " + b"a" * 3000)
+    answers, _, _ = asyncio.run(answered([stream[:1500], stream[1500:]]))
+    assert [status for status, _ in answers] == [200, 431]
 
 
 @settings(deadline=None, max_examples=300)

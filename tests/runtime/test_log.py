@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -179,7 +180,7 @@ async def test_a_refused_request_says_why(told: list[dict[str, Any]]) -> None:
     assert "outcome" not in told_of
 
 
-async def test_a_failed_request_names_its_last_replica(told: list[dict[str, Any]]) -> None:
+async def test_a_request_that_no_replica_served_has_failed(told: list[dict[str, Any]]) -> None:
     async with serving(Prefer(0), 1) as s:
         access_log(s)
         s.backends[0].status = 500
@@ -187,6 +188,46 @@ async def test_a_failed_request_names_its_last_replica(told: list[dict[str, Any]
             assert response.status == 502
     [told_of] = told
     assert (told_of["status"], told_of["reason"], told_of["outcome"]) == (502, "replica_failed", "failed")
+
+
+async def test_requests_that_were_sent_ahead_are_a_line_each(told: list[dict[str, Any]]) -> None:
+    body = json.dumps(BODY).encode()
+    ask = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (PATH.encode(), len(body), body)
+    async with serving(Prefer(0), 1) as s:
+        access_log(s)
+        reader, writer = await asyncio.open_connection("127.0.0.1", s.port)
+        writer.write(ask + ask + ask.replace(b"Host", b"Connection: close\r\nHost"))
+        await reader.read()
+        writer.close()
+    assert [(line["status"], line["outcome"]) for line in told] == [(200, "done")] * 3
+
+
+@pytest.mark.parametrize(
+    ("deadline", "status", "outcome"), [({}, 0, "cancelled"), ({"X-Steersman-Deadline-Ms": "20"}, 504, "late")]
+)
+async def test_a_request_that_ends_before_its_answer_is_one_line(
+    deadline: dict[str, str], status: int, outcome: str, told: list[dict[str, Any]]
+) -> None:
+    async with serving(Prefer(0), 1) as s:
+        access_log(s)
+        s.backends[0].hold = asyncio.Event()
+        asking = asyncio.create_task(s.client.post(PATH, json=BODY, headers=deadline))
+        await s.backends[0].asked.wait()
+        if deadline:
+            (await asking).close()
+        asking.cancel()
+        await s.idle()
+    assert [(line["status"], line["outcome"]) for line in told] == [(status, outcome)]
+
+
+async def test_a_request_that_was_tried_again_is_one_line(told: list[dict[str, Any]]) -> None:
+    async with serving(Prefer(0, 1)) as s:
+        access_log(s)
+        s.backends[0].status = 500
+        async with s.client.post(PATH, json=BODY) as response:
+            await response.read()
+        await s.idle()
+    assert [(line["status"], line["replica"], line["attempts"]) for line in told] == [(200, "r1", 2)]
 
 
 async def test_neither_keys_nor_queries_nor_prompts_are_logged(told: list[dict[str, Any]]) -> None:

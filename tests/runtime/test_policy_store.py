@@ -466,6 +466,37 @@ async def test_a_crash_after_the_restart_ends_what_is_tried(tmp_path: Path) -> N
     assert on_trial(after.deployment) == ("", "", 0.0)
 
 
+class Crash(BaseException):
+    """The end of the process."""
+
+
+def crashes(*_: object) -> None:
+    raise Crash
+
+
+async def test_a_crash_while_it_is_restored_ends_what_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await (await tried(tmp_path)).end()
+    crashing = deployer(tmp_path)
+    monkeypatch.setattr(crashing.store, "load", crashes)
+    with pytest.raises(Crash):
+        await crashing.restore()
+    after = deployer(tmp_path)
+    await after.restore()
+    assert on_trial(after.deployment) == ("", "", 0.0)
+
+
+async def test_a_start_that_was_cut_short_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await (await tried(tmp_path)).end()
+    cut_short = deployer(tmp_path)
+    monkeypatch.setattr(cut_short.store, "load", crashes)
+    with pytest.raises(Crash):
+        await cut_short.restore()
+    await cut_short.end()
+    after = deployer(tmp_path)
+    await after.restore()
+    assert on_trial(after.deployment) == ("least-tokens", "round-robin", 0.25)
+
+
 async def test_a_start_that_failed_loses_nothing(tmp_path: Path) -> None:
     await (await tried(tmp_path)).end()
     await deployer(tmp_path).end()  # its replicas did not start, say

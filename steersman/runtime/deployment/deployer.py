@@ -7,6 +7,7 @@ decisions. Rolling back and promoting wait for no push.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -132,6 +133,7 @@ class Deployer:
         """The shadow and the canary of a gateway that ended in order go on, counted anew. What does not is said."""
         trials, why_not = self.store.index.trials, self.store.interrupted
         tried: tuple[tuple[Place, str], ...] = (("shadow", trials.shadow), ("canary", trials.canary))
+        await self._trying(trials, orderly=False)  # one that takes the process down here must not at the next start
         for place, version in tried:
             if not version:
                 continue
@@ -151,6 +153,18 @@ class Deployer:
         """The gateway ends in order: what is tried now goes on at its next start."""
         if self._restored:
             await self._remembered("", orderly=True)
+        elif not self.store.interrupted:  # what was to go on still is
+            await self._trying(self.store.index.trials, orderly=True)
+
+    async def _trying(self, trials: Trials, *, orderly: bool) -> None:
+        """Write down what is to go on, where something is. Where that cannot be done, the next change says it."""
+        if trials.shadow or trials.canary:
+            deployment = self.deployment
+            predecessors = [release.version for release in deployment.predecessors]
+            with contextlib.suppress(UserError):
+                await asyncio.to_thread(
+                    self.store.remember, deployment.current.version, predecessors, trials, orderly=orderly
+                )
 
     def listed(self) -> list[Listed]:
         """Every policy of the store, the last pushed first."""

@@ -6,7 +6,6 @@ Scheduling knows nothing of HTTP: everything here goes through `Scheduler`'s tic
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 
@@ -17,7 +16,8 @@ from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.exchange import Exchange
 from steersman.runtime.gateway.limits import FairShares, Limiter, OverLimit
-from steersman.runtime.gateway.metrics import CONTENT_TYPE, Metrics, of_audit, of_caches, of_journal
+from steersman.runtime.gateway.metrics import Metrics, of_audit, of_caches, of_journal
+from steersman.runtime.gateway.pages import Pages
 from steersman.runtime.gateway.passage import Passage
 from steersman.runtime.gateway.prompt import Call, read_call
 from steersman.runtime.gateway.refusals import not_allowed, turned_away
@@ -83,7 +83,6 @@ class Gateway:
             self.metrics.add(lambda: policy_metrics(deployment))
         if audit is not None:
             self.metrics.add(lambda: of_audit(audit))
-        self._open_metrics = open_metrics
         self._idle = asyncio.Event()
         self._idle.set()
         self.relay = Relay(scheduler, pool, self.metrics, self.over)
@@ -100,17 +99,13 @@ class Gateway:
         pool.on_change = self.replica_changed
         pool.attach(scheduler)
         self._slots_up()
-        self._pages: dict[bytes, Callable[[Exchange], None]] = {
-            b"/v1/models": self._list_models,
-            b"/health": self._health,
-            b"/metrics": self._show_metrics,
-        }
+        self.pages = Pages(self, open_metrics)
 
     def handle(self, exchange: Exchange) -> Callable[[], None] | None:
         """Begin to answer one request; what is returned goes on with it. Every error has the API's form."""
         try:
             if exchange.path not in SERVED:
-                self._page(exchange)
+                self.pages.answer(exchange)
                 exchange.over()
             elif exchange.method == b"POST":
                 return Passage(self, exchange).go
@@ -118,6 +113,8 @@ class Gateway:
                 raise not_allowed(exchange.path, "POST")
         except ApiError as error:
             self.refuse(exchange, error)
+        except Exception:
+            self.broken(exchange)
         return None
 
     def refuse(self, exchange: Exchange, error: ApiError) -> None:
@@ -125,6 +122,13 @@ class Gateway:
         self.metrics.answered_error(error.status, error.code)
         exchange.fail(error)
         exchange.over()
+
+    def broken(self, exchange: Exchange) -> None:
+        """A bug of ours ended it; called where the exception was caught."""
+        told = not exchange.started
+        exchange.broken()
+        if told:
+            self.metrics.answered_error(exchange.status, exchange.code)
 
     async def drained(self) -> None:
         """From now on new requests are refused; returns when the last one in flight has ended."""
@@ -140,50 +144,6 @@ class Gateway:
         self.relay.sweep(now)
         if self.window is not None:
             self.window.sample()
-
-    # What needs no decision
-
-    def _page(self, exchange: Exchange) -> None:
-        page = self._pages.get(exchange.path)
-        if page is None or (exchange.path == b"/metrics" and not self._open_metrics):
-            asked = f"{exchange.method.decode()} {exchange.path.decode('latin-1')}"
-            raise ApiError(404, f"{asked} is not served here", code="not_found")
-        if exchange.method not in (b"GET", b"HEAD"):
-            raise not_allowed(exchange.path, "GET, HEAD")
-        page(exchange)
-
-    def _list_models(self, exchange: Exchange) -> None:
-        exchange.respond(200, self.models(exchange.headers))
-
-    def models(self, headers: Mapping[bytes, bytes]) -> bytes:
-        """What /v1/models answers.
-
-        Raises:
-            ApiError: 401 without a known key, where there are keys.
-        """
-        if self.access.keys is not None:
-            self.access.caller(headers)
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": "steersman"} for name in self._models]
-        return json.dumps({"object": "list", "data": models}).encode()
-
-    def health(self) -> dict[str, object]:
-        """`status` is "ok", or says what is wrong; `replicas` tells operators which ones may take requests."""
-        up = {n: bool(u) for n, u in zip(self.pool.names, self.scheduler.replicas["up"], strict=True)}
-        return {"status": self._status(), "replicas": up}
-
-    def _status(self) -> str:
-        if self.phase:
-            return "draining"
-        return "ok" if self.scheduler.replicas["up"].any() else "no replica is up"
-
-    def _health(self, exchange: Exchange) -> None:
-        # Everybody may ask: how many there are, and none of their names.
-        status, up = self._status(), self.scheduler.replicas["up"]
-        health = {"status": status, "replicas": {"up": int((up == 1).sum()), "of": len(up)}}
-        exchange.respond(200 if status == "ok" else 503, json.dumps(health).encode())
-
-    def _show_metrics(self, exchange: Exchange) -> None:
-        exchange.respond(200, self.metrics.text(), content_type=CONTENT_TYPE.encode())
 
     # Completions and embeddings
 

@@ -6,10 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from steersman.runtime.gateway.errors import ApiError
-from steersman.runtime.gateway.http.client import Broken, Connection, Upstream
+from steersman.runtime.gateway.http.client import Broken, Connection
 from steersman.runtime.gateway.http.exchange import Exchange
+from steersman.runtime.gateway.http.upstream import Upstream
 from steersman.runtime.gateway.prompt import Call
 from steersman.runtime.gateway.retry_after import busy_s
+from steersman.runtime.gateway.steps import step
 from steersman.runtime.replica._stream import EventCounter, usage_of
 from steersman.runtime.ticket import Stage, Ticket
 
@@ -95,6 +97,7 @@ class Attempt:
         self._parts: list[bytes] = []
         self._size = 0
 
+    @step
     def start(self, upstream: Upstream, head: bytes, body: bytes) -> None:
         """Send it. The owner is told what comes of it."""
         self._upstream, self._head, self._body = upstream, head, body
@@ -106,7 +109,7 @@ class Attempt:
             self._send(connection)
 
     def _connect(self) -> None:
-        self._sent, self._fresh = False, True
+        self._fresh = True
         self._connecting = asyncio.get_running_loop().create_task(self._send_on_a_new_one())
 
     async def _send_on_a_new_one(self) -> None:
@@ -117,7 +120,7 @@ class Attempt:
         except Broken as error:
             self.broke(error)
         except Exception:
-            self._broken()
+            self.broken()
 
     def _send(self, connection: Connection) -> None:
         self._connection, self._sent = connection, True
@@ -137,8 +140,14 @@ class Attempt:
             self._later.cancel()
         self._end_here()
 
+    def broken(self) -> None:
+        """A bug of ours ended it; called where the exception was caught."""
+        self.cancel()
+        self._owner.broken()
+
     # From the connection
 
+    @step
     def head(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         name = self._relay.pool.names[self._replica]
         if status >= 500 or status == 429:
@@ -162,6 +171,7 @@ class Attempt:
                     self._counter = EventCounter()
         self._lines = lines
 
+    @step
     def data(self, data: bytes) -> None:
         if self._over:
             return
@@ -202,21 +212,11 @@ class Attempt:
                 self._connection.pause(True)
         exchange.write(data)
 
+    @step
     def end(self) -> None:
         self._let_go()
         if self._over:
             return
-        try:
-            self._whole()
-        except Exception:
-            self._broken()
-
-    def _broken(self) -> None:
-        self._over = True
-        self._end_here()
-        self._owner.broken()
-
-    def _whole(self) -> None:
         counter, exchange = self._counter, self._exchange
         if counter is None:
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
@@ -233,15 +233,14 @@ class Attempt:
         else:
             self._cut("the stream ended early")
 
+    @step
     def _count(self, body: bytes) -> None:
         """The client has the whole answer: it need not wait for what is done with it here."""
-        try:
-            ok = self._status == 200
-            self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage_of(body) if ok else None)
-            self._owner.answered()
-        except Exception:
-            self._owner.broken()
+        ok = self._status == 200
+        self._relay.over(self._ticket, self._call, "done" if ok else "rejected", usage_of(body) if ok else None)
+        self._owner.answered()
 
+    @step
     def broke(self, error: Broken) -> None:
         self._let_go()
         if self._over:
@@ -301,6 +300,7 @@ class Attempt:
             # Later: the rest of its answer may have come as well, and its connection serve again.
             self._later = asyncio.get_running_loop().call_soon(self._failed, error)
 
+    @step
     def _failed(self, error: AttemptFailed) -> None:
         self._end_here()
         if error.busy_s is not None:

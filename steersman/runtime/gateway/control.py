@@ -47,7 +47,9 @@ class Control:
         deployment.told = told
         deployment.later = asyncio.get_running_loop().call_soon
         self._deployer = deployer = Deployer(deployment, policies.store, SelfTest(scheduler), config.canary)
-        state = AdminState(deployer, scheduler, gateway.pool, gateway.metrics.text, gateway.health, config.key_digest())
+        state = AdminState(
+            deployer, scheduler, gateway.pool, gateway.metrics.text, gateway.pages.health, config.key_digest()
+        )
         self._runner = web.AppRunner(admin_app(state), access_log=None, shutdown_timeout=1.0)
         self._tls = tls
         self._watch = None if policies.path is None else BundleWatch(policies.path, deployer.reload)

@@ -37,3 +37,8 @@ class ApiError(Exception):
             "code": self.code,
         }
         return json.dumps({"error": error}).encode()
+
+
+def internal_error() -> ApiError:
+    """A bug of ours; the log has its traceback."""
+    return ApiError(500, "the gateway failed on this request", code="internal_error")

@@ -13,6 +13,7 @@ from steersman.runtime.gateway.attempt import Attempt, AttemptFailed, Suspect
 from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.exchange import Exchange
 from steersman.runtime.gateway.refusals import all_failed, too_late
+from steersman.runtime.gateway.steps import step
 from steersman.runtime.ticket import Kind
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Passage:
         "_exchange",
         "_failure",
         "_gateway",
+        "_inside",
         "_pause",
         "_ticket",
         "_tried",
@@ -48,6 +50,7 @@ class Passage:
         """
         self._gateway, self._exchange = gateway, exchange
         self._caller, self._call, self._ticket = gateway.enter(exchange.headers, exchange.path, exchange.body)
+        self._inside = True  # until it was told to leave
         exchange.ticket = self._ticket
         exchange.on_leave = self._left
         self.suspects: list[Suspect] = []
@@ -60,14 +63,13 @@ class Passage:
         if self._caller.deadline_s is not None:
             self._deadline = asyncio.get_running_loop().call_later(self._caller.deadline_s, self.too_late)
 
+    @step
     def go(self) -> None:
         """Decide it, and do what was decided."""
         try:
             self._decide()
         except ApiError as error:
             self._refuse(error)
-        except Exception:
-            self.broken()
 
     def _decide(self) -> None:
         gateway, ticket = self._gateway, self._ticket
@@ -86,6 +88,7 @@ class Passage:
                 raise gateway.turned_away(decision, ticket.request)
             raise self._all_failed(self._failure)
 
+    @step
     def _resumed(self) -> None:
         self._pause = None
         self._gateway.scheduler.resumed(self._ticket)
@@ -93,11 +96,13 @@ class Passage:
 
     # From its attempts
 
+    @step
     def answered(self) -> None:
         """The client has all that it will get."""
         self._leave()
         self._exchange.over()
 
+    @step
     def failed(self, error: AttemptFailed) -> None:
         """A replica failed it before the client got a byte: another one may have it."""
         gateway, ticket, replica = self._gateway, self._ticket, self._ticket.replica
@@ -120,10 +125,10 @@ class Passage:
             gateway.broke_off(ticket, "failed")
             if gateway.scheduler.abandoned(ticket):
                 gateway.ended(ticket, "failed")
-            self._leave()
         except Exception:  # what broke it may break this, too: neither its client nor other requests are to wait
             _log.exception("request %s could not be counted", self._exchange.request_id.decode())
-        self._exchange.broken()
+        self._leave()
+        gateway.broken(self._exchange)
 
     def _all_failed(self, failure: AttemptFailed) -> ApiError:
         if len(self.suspects) == 1:  # of several that gave 5xx to one request, none is to blame
@@ -132,6 +137,7 @@ class Passage:
 
     # Other ends
 
+    @step
     def too_late(self) -> None:
         """Its deadline has come: it ends, unless its answer has begun."""
         if not self._exchange.started:
@@ -139,6 +145,7 @@ class Passage:
             self._give_up()
             self._refuse(too_late(self._caller.deadline_s))
 
+    @step
     def _left(self) -> None:
         """Its client is gone."""
         self._give_up()
@@ -170,6 +177,9 @@ class Passage:
         self._gateway.refuse(self._exchange, error)
 
     def _leave(self) -> None:
+        if not self._inside:  # what failed came after it
+            return
+        self._inside = False
         if self._deadline is not None:
             self._deadline.cancel()
         self._exchange.on_leave = None

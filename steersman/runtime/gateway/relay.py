@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from steersman.runtime.gateway.attempt import Attempt, Owner
-from steersman.runtime.gateway.http.client import Upstream
 from steersman.runtime.gateway.http.exchange import Exchange
+from steersman.runtime.gateway.http.upstream import Upstream
 from steersman.runtime.gateway.metrics import Metrics
 from steersman.runtime.gateway.prompt import Call, TokenEstimate
 from steersman.runtime.gateway.rename import renamed
@@ -38,7 +38,8 @@ class Relay:
         self.named = [b"x-steersman-replica: " + name.encode() + b"\r\n" for name in pool.names]
         self._estimates: dict[tuple[int, int], TokenEstimate] = {}
         self._answers: list[tuple[Callable[[bytes], None], bytes]] = []  # that are not counted
-        self._swept_s = 0.0
+        self._swept_s: float | None = None  # when the last sweep was
+        self._late = False  # and whether it came late
 
     def estimate(self, tenant: int, model: int) -> TokenEstimate:
         """How prompts of a tenant for a model turn into tokens, learnt from the answers."""
@@ -106,8 +107,11 @@ class Relay:
 
     def sweep(self, now: float) -> None:
         """Call about once a second, with the loop's time."""
-        late, self._swept_s = now - self._swept_s > _LATE_S, now
-        if late:
+        before, self._swept_s = self._swept_s, now
+        if before is None:
+            return
+        self._late = now - before > _LATE_S and not self._late  # always late is no excuse
+        if self._late:
             return
         well_s, down_s = self.pool.config.read_timeout_s, self.pool.config.down_timeout_s
         for upstream, health in zip(self._upstreams, self.pool.health, strict=True):

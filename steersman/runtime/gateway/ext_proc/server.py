@@ -11,9 +11,7 @@ import grpc
 
 from steersman.runtime.errors import UserError
 from steersman.runtime.gateway.app import Gateway, Phase
-from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.ext_proc import messages
-from steersman.runtime.gateway.ext_proc.answers import refusal
 from steersman.runtime.gateway.ext_proc.certificate import Certificate
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
 from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
@@ -113,7 +111,7 @@ class PickerServer:
         except Exception:
             if not context.done():  # else the client left while it was answered
                 _log.exception("a request that Envoy carries failed", extra=named("request_failed", {}))
-                await write(refusal(ApiError(500, "the gateway failed on this request", code="internal_error")))
+                await write(session.broken())
         finally:
             session.close()
 

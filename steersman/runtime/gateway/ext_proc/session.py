@@ -12,12 +12,12 @@ import numpy as np
 from steersman.runtime.gateway.access import Caller
 from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.app import SERVED
-from steersman.runtime.gateway.errors import ApiError
+from steersman.runtime.gateway.errors import ApiError, internal_error
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.answers import given_back, immediate, picking, refusal
 from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.response import Response
-from steersman.runtime.gateway.refusals import not_allowed
+from steersman.runtime.gateway.refusals import not_allowed, too_late
 from steersman.runtime.gateway.rename import renamed
 from steersman.runtime.ticket import Decision, Kind, Stage, Ticket
 
@@ -91,8 +91,8 @@ class Session:
                 return [*await self._decide("request_headers", False), messages.CONTINUE[part]]
             return (messages.CONTINUE[part],)
         except ApiError as error:
-            self.refused, self._error = True, error
-            return (refusal(error),)
+            self.refused = True
+            return (self._refusal(error),)
 
     # The request
 
@@ -108,7 +108,7 @@ class Session:
         gateway = self._picker.gateway
         if path == b"/v1/models" and method == b"GET":
             self.refused = True
-            return (immediate(200, gateway.models(headers)),)
+            return (immediate(200, gateway.pages.models(headers)),)
         if path not in SERVED:
             asked = f"{method.decode('latin-1')} {path.decode('latin-1')}"
             raise ApiError(404, f"{asked} is not served here", code="not_found")
@@ -166,7 +166,7 @@ class Session:
         finally:
             self._task = None
         if decision.kind is not Kind.DISPATCH:
-            self._turned_away(decision.kind)
+            gateway.turn_away(ticket, decision.kind)
             error = gateway.turned_away(decision, ticket.request)
             if decision.kind is Kind.SHED:
                 error.status = 429  # what the endpoint picker protocol wants for a request that is dropped
@@ -201,14 +201,6 @@ class Session:
         count = len(self._picker.gateway.pool.replicas)
         return [replica for replica in range(count) if endpoints.of(replica) not in self._subset]
 
-    def _turned_away(self, outcome: str) -> None:
-        """A waiting request is over."""
-        ticket, gateway = self._ticket, self._picker.gateway
-        assert ticket is not None
-        gateway.scheduler.shed(ticket)
-        ticket.used = 0
-        gateway.ended(ticket, outcome)
-
     def _ranked(self, decision: Decision) -> list[int]:
         """The replica that was chosen and, as many as are wanted, the next best by the same scores."""
         wanted, scheduler = self._picker.fallbacks, self._picker.gateway.scheduler
@@ -231,7 +223,7 @@ class Session:
         found = [picker.endpoints.of(replica) for replica in replicas]
         if found[0] is None:
             picker.gateway.scheduler.withdrawn(ticket)
-            self._turned_away("failed")
+            picker.gateway.turn_away(ticket, "failed")
             raise ApiError(
                 503,
                 f"{picker.gateway.pool.names[replicas[0]]}: its address is not known now",
@@ -254,8 +246,8 @@ class Session:
         assert self._ticket is not None
         if self._response is not None and self._response.open:
             self._response.over("late" if self._ticket.late else "failed")
-        self._given_up, self._error = True, error
-        self._refusing = asyncio.get_running_loop().create_task(self._send(refusal(error)))
+        self._given_up = True
+        self._refusing = asyncio.get_running_loop().create_task(self._send(self._refusal(error)))
 
     async def _send(self, answer: bytes) -> None:
         with contextlib.suppress(Exception):  # whatever gRPC says when the client has left meanwhile
@@ -272,11 +264,19 @@ class Session:
 
     def _late(self) -> ApiError:
         assert self._caller is not None
-        return ApiError(
-            504,
-            f"no answer began within {self._caller.deadline_s:g} s, the request's deadline",
-            code="deadline_exceeded",
-        )
+        return too_late(self._caller.deadline_s)
+
+    def broken(self) -> bytes:
+        """A bug of ours ended it. Returns the answer."""
+        if self._ticket is not None:
+            self._picker.gateway.broke_off(self._ticket, "failed")
+        return self._refusal(internal_error())
+
+    def _refusal(self, error: ApiError) -> bytes:
+        """The answer with an error, which ends the request."""
+        self._error = error
+        self._picker.gateway.metrics.answered_error(error.status, error.code)
+        return refusal(error)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
@@ -287,14 +287,16 @@ class Session:
         self._picker.sessions.discard(self)
         self._stop_deadline()
         ticket, caller, gateway = self._ticket, self._caller, self._picker.gateway
-        if ticket is not None and caller is not None:
+        try:
             if self._response is not None:
                 self._response.left()
-            elif ticket.stage is Stage.WAITING:
-                self._turned_away("failed")
-            gateway.leave(caller, ticket)
-        if gateway.access_log is not None:
-            self._log(gateway.access_log)
+            elif ticket is not None and ticket.stage is Stage.WAITING:
+                gateway.turn_away(ticket, "failed")
+        finally:
+            if ticket is not None and caller is not None:
+                gateway.leave(caller, ticket)
+            if gateway.access_log is not None:
+                self._log(gateway.access_log)
 
     def _log(self, access_log: AccessLog) -> None:
         headers, error = self._headers, self._error

@@ -1,4 +1,4 @@
-"""The client's side: connections to one replica, kept and used again.
+"""The client's side: one connection to a replica, used again and again.
 
 A `Receiver` is told of the answer as it comes: its head, pieces of its body, its end, or that it broke off.
 """
@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
-from typing import Protocol
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Protocol
 
 import httptools
 
-# Servers of the field close idle connections after 5 s: they are given up before.
-KEEP_S = 4.0
-CONNECT_S = 3.0
+if TYPE_CHECKING:
+    from steersman.runtime.gateway.http.upstream import Upstream
+
 _HEAD_LIMIT = 64 << 10
-
-
 _log = logging.getLogger("steersman.gateway")
 
 
@@ -58,84 +54,6 @@ _OF_THE_CONNECTION = frozenset(
         b"upgrade",
     )
 )
-
-
-class Upstream:
-    """The connections to one replica at `url` (scheme, host, port, and what stands before `/v1`)."""
-
-    def __init__(self, url: str, connect_timeout_s: float = CONNECT_S) -> None:
-        parts = urlsplit(url)
-        assert parts.hostname is not None, url
-        self.host, secure = parts.hostname, parts.scheme == "https"
-        self.port = parts.port or (443 if secure else 80)
-        self.prefix = parts.path.rstrip("/").encode()
-        name = f"[{self.host}]" if ":" in self.host else self.host
-        self.authority = (name if parts.port is None else f"{name}:{parts.port}").encode()
-        self.connect_timeout_s = connect_timeout_s
-        self._ssl = ssl.create_default_context() if secure else None
-        self._idle: list[Connection] = []
-        self.open: set[Connection] = set()
-
-    def idle(self) -> Connection | None:
-        """A connection that was used before and may carry another request, or None."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.usable:
-                return connection
-        return None
-
-    async def connect(self) -> Connection:
-        """A new connection.
-
-        Raises:
-            Broken: it cannot be reached.
-        """
-        made = Connection(self)
-        try:
-            async with asyncio.timeout(self.connect_timeout_s):
-                await self._make(made)
-        except TimeoutError:
-            raise Broken("no connection in time") from None
-        except ssl.SSLCertVerificationError as error:
-            raise Broken(f"no secure connection: {error.verify_message}") from None
-        except ssl.SSLError as error:
-            raise Broken(f"no secure connection: {error.reason or error}") from None
-        except OSError:
-            raise Broken("no connection") from None
-        return made
-
-    async def _make(self, connection: Connection) -> None:
-        try:
-            await connection.loop.create_connection(
-                lambda: connection, self.host, self.port, ssl=self._ssl, server_hostname=None
-            )
-        except BaseException:
-            # uvloop closes a connection that nobody waits for any more, but tells its protocol nothing.
-            connection.abort()
-            self.open.discard(connection)
-            raise
-
-    def release(self, connection: Connection) -> None:
-        """A connection whose answer ended may carry another request."""
-        self._idle.append(connection)
-
-    def sweep(self, now: float, read_timeout_s: float) -> None:
-        """Close what has been idle too long, and break off what has been silent too long. Call once a second."""
-        for connection in list(self.open):
-            connection.check(now, read_timeout_s)
-        kept: list[Connection] = []
-        for connection in self._idle:
-            if connection.usable and now - connection.idle_since < KEEP_S:
-                kept.append(connection)
-            else:
-                connection.close()
-        self._idle = kept
-
-    def close(self) -> None:
-        """Close all connections; answers on them break off."""
-        self._idle.clear()
-        for connection in list(self.open):
-            connection.abort()
 
 
 class Connection(asyncio.Protocol):
@@ -217,8 +135,12 @@ class Connection(asyncio.Protocol):
     def check(self, now: float, read_timeout_s: float) -> None:
         """Break off an answer of which nothing has come for too long."""
         if self._receiver is not None and not self._paused and now - self.last_byte_s > read_timeout_s:
-            self._broke("no answer in time")
-            self.abort()
+            self.break_off("no answer in time")
+
+    def break_off(self, why: str) -> None:
+        """End it; who waits for an answer is told."""
+        self._broke(why)
+        self.abort()
 
     # From the transport
 
@@ -254,8 +176,7 @@ class Connection(asyncio.Protocol):
             if self._complete:
                 self._end(self._keeps)
             elif not self._status and self._head_bytes > _HEAD_LIMIT:
-                self._broke("the head of its answer is too large")
-                self.abort()
+                self.break_off("the head of its answer is too large")
 
     def _odd(self, error: Exception) -> None:
         """What came is not an answer, or more than it."""
@@ -265,8 +186,7 @@ class Connection(asyncio.Protocol):
         if self._complete:
             self._end(False)
         else:
-            self._broke(f"its answer is not valid HTTP ({error})")
-            self.abort()
+            self.break_off(f"its answer is not valid HTTP ({error})")
 
     # From the parser
 

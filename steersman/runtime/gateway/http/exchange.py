@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from steersman.runtime.gateway.errors import ApiError
+from steersman.runtime.gateway.errors import ApiError, internal_error
 from steersman.runtime.log import named
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Exchange:
         request_id = self.request_id.decode()
         _log.exception("request %s failed", request_id, extra=named("request_failed", {"request_id": request_id}))
         if not self.started:
-            self.fail(ApiError(500, "the gateway failed on this request", code="internal_error"))
+            self.fail(internal_error())
         self.over()
 
     def fail(self, error: ApiError) -> None:

@@ -45,6 +45,7 @@ class ServerProtocol(asyncio.Protocol):
         "_reading",
         "_refusal",
         "_refused",
+        "_shared_bytes",
         "_since",
         "_stalled_at",
         "_tail_bytes",
@@ -79,7 +80,9 @@ class ServerProtocol(asyncio.Protocol):
     def _clear(self) -> None:
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
-        self._fields = self._head_bytes = self._body_bytes = self._tail_bytes = self._chunks = 0
+        self._fields = self._body_bytes = self._tail_bytes = self._chunks = 0
+        self._head_bytes = 0  # that came in reads which began within the head
+        self._shared_bytes = 0  # that came in the read in which it began behind another request
         self._body: list[bytes | bytearray] = []
         self._in_head = True
         self._continue = False  # the client waits for leave to send the body
@@ -136,6 +139,11 @@ class ServerProtocol(asyncio.Protocol):
         return self.current is not None or bool(self._queue)
 
     @property
+    def _more(self) -> bool:
+        """Whether more was read than the request that is the next to be answered."""
+        return len(self._queue) > 1 or (bool(self._queue) and self._head_bytes > 0)
+
+    @property
     def closing(self) -> bool:
         """Whether it ends once the client has read the rest of its answer."""
         return self.transport is not None and self.transport.is_closing()
@@ -143,6 +151,7 @@ class ServerProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        was_busy = self.busy
         self._read_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
@@ -150,13 +159,9 @@ class ServerProtocol(asyncio.Protocol):
             self._tail_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except (
-            httptools.HttpParserUpgrade
-        ):  # the request itself was read: it is answered as if it asked for nothing else
-            self._refused = True
-            asked = self._queue[-1][0] if self._queue else self.current
-            if asked is not None:
-                asked.close = True
+        except httptools.HttpParserUpgrade:
+            # The request itself was read: it is answered as if it asked for nothing else.
+            self._refused = self._queue[-1][0].close = True
         except httptools.HttpParserError as error:
             cause = error.__context__
             if isinstance(cause, _Refusal):
@@ -170,7 +175,7 @@ class ServerProtocol(asyncio.Protocol):
                 self._refuse(431, f"chunk extensions and trailers are larger than {self._limits.head_bytes} bytes")
         if self._queue and self.current is None:
             self.server.begin_soon(self)
-        if not self._refused and self.busy:
+        if not self._refused and (was_busy or self._more):
             # No sooner: while nothing is read, a client that leaves is not noticed.
             self._ahead_bytes += len(data)
             if self._ahead_bytes > _BACKLOG_BYTES or len(self._queue) > _BACKLOG_REQUESTS:
@@ -182,7 +187,8 @@ class ServerProtocol(asyncio.Protocol):
         if len(self._queue) - (self.current is None) >= _FLOOD_REQUESTS:
             raise _Refusal(400, f"more than {_FLOOD_REQUESTS} requests were sent ahead of their answers")
         self._since = self.server.loop.time()
-        self._head_bytes = self._head_bytes or 1
+        if not self._head_bytes:  # it stands behind another one in what was read
+            self._head_bytes, self._shared_bytes = 1, self._read_bytes
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -204,8 +210,7 @@ class ServerProtocol(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         limits, headers = self._limits, self._headers
         self._in_head = False
-        # Of what is read ahead, only its share of the last read is known.
-        if max(self._head_bytes, self._read_bytes) > limits.head_bytes and self._head_size() > limits.head_bytes:
+        if self._head_bytes + self._shared_bytes > limits.head_bytes and self._head_size() > limits.head_bytes:
             raise _Refusal(431, f"the head is larger than {limits.head_bytes} bytes")
         if self._fields > limits.header_fields:
             raise _Refusal(431, f"there are more than {limits.header_fields} header fields")

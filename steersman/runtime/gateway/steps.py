@@ -1,0 +1,32 @@
+"""Steps of a request that no task stands behind: each is called by a timer, a connection or a client that leaves."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+
+class Breakable(Protocol):
+    """What has steps."""
+
+    def broken(self) -> None:
+        """A bug of ours ended it; called where the exception was caught."""
+        ...
+
+
+_Self = TypeVar("_Self", bound=Breakable)
+_Given = ParamSpec("_Given")
+
+
+def step(do: Callable[Concatenate[_Self, _Given], None]) -> Callable[Concatenate[_Self, _Given], None]:
+    """A step whose failure ends its request: whoever calls it could not, and the client would wait for ever."""
+
+    @functools.wraps(do)
+    def guarded(self: _Self, /, *args: _Given.args, **kwargs: _Given.kwargs) -> None:
+        try:
+            do(self, *args, **kwargs)
+        except Exception:
+            self.broken()
+
+    return guarded
