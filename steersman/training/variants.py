@@ -68,7 +68,9 @@ def _fleet(fleet: Fleet, rng: np.random.Generator) -> Fleet:
         changes["gateways"] = gateways
     if failing:
         changes["random_faults"] = RandomFaults(mean_up_s=up_s, mean_down_s=down_s)
-    return fleet.model_copy(update=changes)
+    varied = fleet.model_copy(update=changes)
+    # A fault of a replica that is not there, or has another name as it is alone, is none.
+    return varied.model_copy(update={"faults": [fault for fault in fleet.faults if fault.replica in varied.names]})
 
 
 def _group(group: ReplicaGroup, rng: np.random.Generator) -> ReplicaGroup:
@@ -87,7 +89,7 @@ def _group(group: ReplicaGroup, rng: np.random.Generator) -> ReplicaGroup:
 
 def _tenants(workload: Workload, rng: np.random.Generator) -> dict[str, WorkloadTenant]:
     factors = np.exp(rng.normal(0, 0.5, len(workload.tenants)))
-    rates = np.array([t.made_source.offered_rps(workload._files) for t in workload.tenants.values()])
+    rates = np.array(list(workload.tenants_rps.values()))
     factors *= rates.sum() / (factors @ rates)
     higher, shorter, uneven = rng.uniform(0.7, 2), rng.uniform(0.5, 1), rng.uniform(0.7, 2)
     made = {}

@@ -7,7 +7,7 @@ import pytest
 
 from steersman.agents.policies import resolve
 from steersman.runtime.configs import find_config
-from steersman.runtime.fleet import load_fleet
+from steersman.runtime.fleet import Fault, load_fleet
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Workload, load_workload
 from steersman.training.drawn import Drawn, Recipe, drawn
@@ -37,6 +37,14 @@ def test_every_variant_is_a_valid_workload_and_fleet_that_holds_its_requests() -
         assert type(FLEET).model_validate(made.fleet.model_dump()) == made.fleet
         assert Workload.model_validate(made.workload.model_dump()) == made.workload
         assert len(episode(number)) > 0
+
+
+def test_a_fault_of_a_replica_that_the_variant_lacks_is_left_out() -> None:
+    faulty = FLEET.model_copy(update={"faults": [Fault(at_s=1, replica=name, kind="crash") for name in FLEET.names]})
+    for number in range(MANY):
+        made = variant(WORKLOAD, faulty, number).fleet
+        assert [fault.replica for fault in made.faults] == [name for name in FLEET.names if name in made.names]
+        SimulatedRuntime(made).reset(episode(number))
 
 
 def test_the_total_rate_stays() -> None:

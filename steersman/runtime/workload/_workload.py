@@ -74,12 +74,17 @@ class Workload(Model):
 
     @property
     def offered_rps(self) -> float:
-        """Mean requests per second at load 1, all tenants together.
+        """Mean requests per second at load 1, all tenants together. Raises as `tenants_rps`."""
+        return sum(self.tenants_rps.values())
+
+    @property
+    def tenants_rps(self) -> dict[str, float]:
+        """Mean requests per second at load 1, by tenant.
 
         Raises:
             UserError: a trace cannot be read.
         """
-        return sum(tenant.made_source.offered_rps(self._files) for tenant in self.tenants.values())
+        return {name: tenant.made_source.offered_rps(self._files) for name, tenant in self.tenants.items()}
 
     def sample(
         self,
