@@ -68,6 +68,7 @@ SMALL = Budget(
     generations=4,
     episodes=1,
     pool=3,
+    variants=2,
     imitation_episodes=2,
     imitation_epochs=1,
     validation_episodes=3,

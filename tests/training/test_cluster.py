@@ -64,7 +64,8 @@ WORKLOAD = Workload.model_validate(
         },
     }
 )
-EPISODES = [drawn(WORKLOAD, FLEET, Recipe(seed, 1.2, "train", None)) for seed in range(4)]
+# The last one is on a variant of both.
+EPISODES = [drawn(WORKLOAD, FLEET, Recipe(seed, 1.2, "train", None, [None, None, None, 5][seed])) for seed in range(4)]
 
 
 @pytest.fixture(scope="module")

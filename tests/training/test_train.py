@@ -63,6 +63,7 @@ TRAINING = {
     "description": "A small run.",
     "compare": ["jsed", "least-requests", "push-shed"],
     "algorithms": ["cma-es", "ars", "maskable-ppo"],
+    "variants": {"count": 2, "share": 0.5},
     "search": {"population": 4, "generations": 3, "episodes": 2, "pool": 6},
     "imitation": {"episodes": 2, "epochs": 2, "batch": 64},
     "ppo": {"steps": 512, "envs": 4, "rollout": 64, "batch": 64},

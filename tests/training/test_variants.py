@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from steersman.agents.policies import resolve
 from steersman.runtime.configs import find_config
 from steersman.runtime.fleet import Fault, load_fleet
 from steersman.runtime.simulator import SimulatedRuntime
 from steersman.runtime.workload import Workload, load_workload
+from steersman.training.config import TrainingConfig, VariantsConfig
 from steersman.training.drawn import Drawn, Recipe, drawn
+from steersman.training.job import Job
 from steersman.training.objective import Arena
+from steersman.training.run import Run
 from steersman.training.variants import told_alike, variant
 
 WORKLOAD = load_workload(find_config("workloads", "default"))
@@ -105,3 +111,15 @@ def test_an_arena_plays_a_variant_on_its_own_fleet(number: int | None) -> None:
     alone.run(policy, 0)
     assert played.outcomes.e2e_s.tobytes() == alone.episode.outcomes.e2e_s.tobytes()
     assert played.outcomes.replica.max() < len(alone.replicas)
+
+
+def test_a_pool_has_variants_behind_the_episodes_of_each_load(tmp_path: Path) -> None:
+    config = TrainingConfig(description="", loads=[1, 2], episode_s=5.0, variants=VariantsConfig(share=0.25, count=2))
+    job = Job(Run(tmp_path, config), Console(quiet=True), None)
+    job.load, job.variants = 0.1, [(3, 0.5), (5, 0.2)]
+    pool = job.pool(100, 8)
+    job.close()
+    recipes = [one.recipe for one in pool if isinstance(one, Drawn)]
+    assert [r.seed for r in recipes if r] == list(range(100, 108))
+    assert [r.variant for r in recipes if r] == [None, None, None, 5, None, None, None, 5]
+    assert [r.load for r in recipes if r] == [0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.2, 0.4]

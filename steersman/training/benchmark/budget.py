@@ -20,6 +20,7 @@ class Budget(Model):
     generations: int = Field(default=160, ge=4)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
+    variants: int = Field(default=24, ge=1, description="of workload and fleet, in a part of these episodes")
     imitation_episodes: int = Field(default=9, ge=1)
     imitation_epochs: int = Field(default=12, ge=1)
     validation_episodes: int = Field(default=12, ge=1)
@@ -55,6 +56,7 @@ QUICK = Budget(
     generations=12,
     episodes=4,
     pool=24,
+    variants=8,
     imitation_episodes=6,
     validation_episodes=6,
     seeds=8,

@@ -8,7 +8,7 @@ import numpy as np
 
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training.benchmark.budget import Budget
-from steersman.training.config import ImitationConfig, SearchConfig, TrainingConfig
+from steersman.training.config import ImitationConfig, SearchConfig, TrainingConfig, VariantsConfig
 from steersman.training.job import TRAINING, VALIDATION, Job
 from steersman.training.stages import imitate_policy, search_scorer
 
@@ -28,6 +28,7 @@ def training_config(budget: Budget, workload: str, fleet: str, episode_s: float 
         fleet=fleet,
         seed=seed,
         episode_s=episode_s,
+        variants=VariantsConfig(count=budget.variants),
         search=SearchConfig(population=budget.population, generations=own, episodes=budget.episodes, pool=budget.pool),
         imitation=ImitationConfig(episodes=budget.imitation_episodes, epochs=budget.imitation_epochs),
         validation_episodes=budget.validation_episodes,
