@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from steersman.cli import bench, engines, learn, listing, operate, serve  # noqa: F401  (they add their commands)
+from steersman.cli import bench, engines, judge, learn, listing, operate, serve  # noqa: F401  (they add their commands)
 from steersman.cli.common import app
 from steersman.runtime.errors import UserError
 

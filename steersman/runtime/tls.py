@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from steersman.runtime.changes import Changes
 from steersman.runtime.config import Model
 from steersman.runtime.errors import UserError
 
@@ -26,34 +27,19 @@ class Tls:
             UserError: the files cannot be read, or do not fit together.
         """
         self._config, self._where = config, where
-        self._stamp = stamp_of(config)
+        self._changes = Changes(config.certificate, config.key)
         self.context = context_of(config, where)
 
     def refresh(self) -> str | None:
         """Read the files again if they have changed. Returns what is wrong with them; then the old ones stay."""
-        stamp = stamp_of(self._config)
-        if stamp == self._stamp:
+        if not self._changes.any():
             return None
-        self._stamp = stamp
         try:
             context_of(self._config, self._where)  # a pair that does not fit must not touch the one in use
             _load(self.context, self._config, self._where)
         except UserError as error:
             return str(error)
         return None
-
-
-def stamp_of(config: TlsConfig) -> tuple[int, ...]:
-    """What changes when somebody writes the files: time and size of each."""
-    stamps: list[int] = []
-    for path in (config.certificate, config.key):
-        try:
-            stat = path.stat()
-        except OSError:
-            stamps += (0, 0)
-        else:
-            stamps += (stat.st_mtime_ns, stat.st_size)
-    return tuple(stamps)
 
 
 def context_of(config: TlsConfig, where: str) -> ssl.SSLContext:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from steersman.agents.policies import heuristics, resolve
 from steersman.agents.scorer import Scorer
 from steersman.runtime.errors import UserError
 from steersman.runtime.policy import CompiledPolicy
@@ -26,12 +27,17 @@ PROBES = 6  # episodes; a single one may be mostly burst or mostly calm
 VARIANT_PROBES = 2
 
 
-def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
+def rivals(job: Job) -> dict[str, CompiledPolicy]:
+    """The heuristics that the training is compared with, as shipped, by name."""
+    return {name: resolve(name) for name in job.config.compare} or dict(heuristics())
+
+
+def size(job: Job) -> dict[str, Any]:
     """The capacity of the best heuristic as shipped: three found among all by a probe, then by bisection.
 
     {"load": multiple of the workload's rate, "heuristic": whose capacity it is, "rps": requests per second}
     """
-    seeds = range(TRAINING, TRAINING + PROBES)
+    known, seeds = rivals(job), range(TRAINING, TRAINING + PROBES)
     probe = [job.sample(seed, 1.0) for seed in seeds]
     worths = job.arena.values(list(known.values()), probe)
     ranked = sorted(zip(worths, known, strict=True), reverse=True)[:3]
@@ -40,18 +46,19 @@ def size(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
     return {"load": load, "heuristic": name, "rps": load * job.workload.offered_rps}
 
 
-def prepare(job: Job, known: dict[str, CompiledPolicy]) -> dict[str, Any]:
+def prepare(job: Job) -> dict[str, Any]:
     """Size the load and that of the variants, and tell the job. Returns what `size` does."""
-    sized = job.run.once("sizing", lambda: size(job, known))
+    sized = job.run.once("sizing", lambda: size(job))
+    best = resolve(sized["heuristic"])
     job.load = sized["load"]
-    job.variants = job.run.once("variants", lambda: {"loads": size_variants(job, known[sized["heuristic"]])})["loads"]
+    job.variants = job.run.once("variants", lambda: {"loads": size_variants(job, best)})["loads"]
     return sized
 
 
 def size_variants(job: Job, policy: CompiledPolicy) -> list[tuple[int, float]]:
     """Number and load of each variant to train on: the load that `policy` carries there, as near as is needed.
 
-    Those that it carries at no load are left out.
+    Those that it carries at no load, or at any, are left out.
     """
     found, seeds = [], range(TRAINING, TRAINING + VARIANT_PROBES)
     for number in range(job.config.variants.count if job.config.variants.share else 0):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from steersman.agents.policies import heuristics, resolve, spec_of
+from steersman.agents.policies import resolve, spec_of
 from steersman.runtime.errors import UserError
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
@@ -22,7 +22,7 @@ from steersman.training.objective import ArenaMaker, local_arena
 from steersman.training.paired import Paired
 from steersman.training.report import comparison_json, comparison_table
 from steersman.training.run import Run, write_json
-from steersman.training.stages import OPTIMISERS, imitate_policy, prepare, search_scorer
+from steersman.training.stages import OPTIMISERS, imitate_policy, prepare, rivals, search_scorer
 from steersman.training.tuned import tune_heuristic
 
 Learner = Callable[[Job, str, np.ndarray | None], dict[str, Any]]
@@ -65,9 +65,9 @@ def train(
 def _train(job: Job, command: str) -> Result:
     run, config, console, arena, dashboard = job.run, job.config, job.console, job.arena, job.dashboard
     console.print(f"[bold]{config.workload}[/] on [bold]{config.fleet}[/]  →  {run.folder}", highlight=False)
-    known = {name: resolve(name) for name in config.compare} or heuristics()
+    known = rivals(job)
     with console.status("compiling the simulator (half a minute, once for each version) and sizing the load …"):
-        sized = prepare(job, known)
+        sized = prepare(job)
     console.print(
         f"{sized['heuristic']}, the best heuristic as shipped, carries {sized['rps']:.1f} req/s within the SLOs; "
         f"training at {', '.join(f'{x:g}' for x in config.loads)} times that",

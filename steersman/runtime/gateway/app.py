@@ -211,6 +211,12 @@ class Gateway:
         ticket.used = 0
         self.ended(ticket, outcome)
 
+    def given_up(self, ticket: Ticket) -> None:
+        """A held request ends: its client left, its deadline came, or the gateway stops."""
+        ticket.used = 0
+        attained = self.scheduler.given_up(ticket)
+        self.ended(ticket, self.cause(ticket), attained=attained)
+
     async def decided(
         self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()
     ) -> Decision:
@@ -247,9 +253,7 @@ class Gateway:
         try:
             await asyncio.sleep(self.scheduler.held(ticket))
         except asyncio.CancelledError:
-            ticket.used = 0
-            attained = self.scheduler.given_up(ticket)
-            self.ended(ticket, self.cause(ticket), attained=attained)
+            self.given_up(ticket)
             raise
         self.scheduler.resumed(ticket)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 from pydantic import Field
 
+from steersman.runtime.changes import Changes
 from steersman.runtime.config import Model, read_yaml, validate
 from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
@@ -42,7 +43,7 @@ class Keys:
         """
         self.path = path
         self._tenants = tenants
-        self._stamp = _stamp(path)
+        self._changes = Changes(path)
         # By hash; another object once the file was read anew.
         self.table = self._read()
 
@@ -55,10 +56,8 @@ class Keys:
 
     def refresh(self) -> str | None:
         """Read the file again if it has changed. Returns what is wrong with it; then the old keys stay."""
-        stamp = _stamp(self.path)
-        if stamp == self._stamp:
+        if not self._changes.any():
             return None
-        self._stamp = stamp
         try:
             self.table = self._read()
         except UserError as error:
@@ -74,14 +73,6 @@ class Keys:
                     f"{nearest(key.tenant, list(self._tenants))}"
                 )
         return {key.sha256: key.tenant for key in listed.keys}
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        stat = path.stat()
-    except OSError:
-        return (0, 0)
-    return (stat.st_mtime_ns, stat.st_size)
 
 
 def digest(key: str) -> str:

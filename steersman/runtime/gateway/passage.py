@@ -157,9 +157,7 @@ class Passage:
         gateway, ticket, held = self._gateway, self._ticket, self._pause is not None
         self._stop()
         if held:
-            ticket.used = 0
-            attained = gateway.scheduler.given_up(ticket)
-            gateway.ended(ticket, gateway.cause(ticket), attained=attained)
+            gateway.given_up(ticket)
         else:
             gateway.broke_off(ticket, gateway.cause(ticket))
 

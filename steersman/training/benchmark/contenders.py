@@ -71,7 +71,7 @@ def sized(scenario: Scenario, folder: Folder, console: Console, arenas: ArenaMak
     job = _job(scenario, folder, console, arenas)
     try:
         with console.status(f"{scenario.name}: how much the fleet carries …"):
-            return float(job.run.once("sizing", lambda: size(job, heuristics()))["load"])
+            return float(job.run.once("sizing", lambda: size(job))["load"])
     finally:
         job.close()
 
@@ -88,7 +88,7 @@ def prepared(scenario: Scenario, folder: Folder, console: Console, arenas: Arena
     title, searched = f"{scenario.name}: ", []
     try:
         with console.status(f"{title}how much the fleet and its variants carry …"):
-            prepare(job, heuristics())
+            prepare(job)
         pool = job.pool(TRAINING, budget.pool)
         for name, policy in heuristics().items():
             if not policy.params:

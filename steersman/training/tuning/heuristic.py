@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from steersman.agents.policies import heuristics, resolve, spec_of
+from steersman.agents.policies import resolve, spec_of
 from steersman.training.job import TRAINING, VALIDATION, Job
 from steersman.training.objective import ArenaMaker
 from steersman.training.run import Run
@@ -33,8 +33,7 @@ def tune_policy(folder: Path, console: Console, arenas: ArenaMaker) -> list[dict
     job = Job(Run(folder, settings), console, Path(traces) if traces else None, arenas)
     try:
         with console.status("sizing the load …"):
-            known = {other: resolve(other) for other in settings.compare} or heuristics()
-            prepare(job, known)
+            prepare(job)
         pool = job.pool(TRAINING, settings.search.pool)
         found = job.run.once(f"tune-{name}", lambda: tune_heuristic(job, name, pool, ranges=tuning.numbers()))
         both = [shipped.with_values(np.array(found["values"])), shipped]

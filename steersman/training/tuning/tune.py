@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from steersman.agents.policies import heuristics, resolve
+from steersman.agents.policies import resolve
 from steersman.runtime.errors import UserError
 from steersman.training.objective import local_arena
 from steersman.training.progress import stage
@@ -81,8 +81,7 @@ def _prepared(folder: Path, tuning: TuningConfig, traces: str | None, console: C
     job = open_job(folder / "common", settings, traces, local_arena)
     try:
         with console.status("sizing the load …"):
-            known = {name: resolve(name) for name in settings.compare} or heuristics()
-            prepare(job, known)
+            prepare(job)
         with console.status(f"imitating {settings.imitation.teacher} …"):
             teacher = resolve(settings.imitation.teacher)
             cloned = job.run.once("imitation", lambda: imitate_policy(job, teacher))

@@ -6,9 +6,10 @@ import logging
 
 import grpc
 
+from steersman.runtime.changes import Changes
 from steersman.runtime.errors import UserError
 from steersman.runtime.log import tell
-from steersman.runtime.tls import TlsConfig, context_of, stamp_of
+from steersman.runtime.tls import TlsConfig, context_of
 
 _WHERE = "ext_proc.tls"
 
@@ -22,16 +23,14 @@ class Certificate:
             UserError: the files cannot be read, or do not fit together.
         """
         self._config = config
-        self._stamp = stamp_of(config)
+        self._changes = Changes(config.certificate, config.key)
         # gRPC asks at every handshake, in a thread of its own.
         self.credentials = grpc.dynamic_ssl_server_credentials(self._read(), self.renewed)
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
         """What is to be shown from now on, or None: as before, also where the new files are no good."""
-        stamp = stamp_of(self._config)
-        if stamp == self._stamp:
+        if not self._changes.any():
             return None
-        self._stamp = stamp
         try:
             return self._read()
         except UserError as error:
