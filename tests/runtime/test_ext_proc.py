@@ -28,6 +28,9 @@ from steersman.runtime.gateway.access_log import AccessLog
 from steersman.runtime.gateway.app import Phase
 from steersman.runtime.gateway.ext_proc import messages
 from steersman.runtime.gateway.ext_proc.config import ExtProcConfig
+from steersman.runtime.gateway.ext_proc.endpoints import Endpoints
+from steersman.runtime.gateway.ext_proc.picker import Picker
+from steersman.runtime.gateway.ext_proc.session import Session
 from steersman.runtime.gateway.keys import Keys, add_key
 from steersman.runtime.replica._health import Status
 from steersman.runtime.tls import TlsConfig
@@ -447,6 +450,37 @@ async def test_those_who_wait_for_a_replica_that_goes_down_are_told() -> None:
         await stream.close()
         assert p.metric("errors_total", replica="r0", kind="silent") == 1
         assert p.gateway.scheduler.inflight(0) == 0
+
+
+async def test_an_end_made_here_waits_for_the_answer_that_is_on_its_way() -> None:
+    written: list[object] = []
+    free = asyncio.Event()
+
+    async def write(answer: bytes) -> None:  # as gRPC has it: one at a time
+        assert not written or free.is_set()
+        written.append(messages.ProcessingResponse.FromString(answer))
+        await free.wait()
+
+    async with picking(Prefer(0, 1)) as p:
+        endpoints = Endpoints(p.gateway.pool)
+        await endpoints.refresh()
+        session = Session(Picker(p.gateway, endpoints, ExtProcConfig(port=0), 1 << 20), write)
+        fields = {":method": "POST", ":path": PATH}
+        given = [{"key": key, "raw_value": value.encode()} for key, value in fields.items()]
+        await session.take(messages.ProcessingRequest(request_headers={"headers": {"headers": given}}))
+        body = {"body": json.dumps(BODY).encode(), "end_of_stream": True}
+        [first, *_] = await session.take(messages.ProcessingRequest(request_body=body))
+        sending = asyncio.create_task(session.send(first))
+        await asyncio.sleep(0)
+        p.gateway.replica_changed(0, Status.DOWN)
+        await asyncio.sleep(0.05)
+        free.set()
+        await sending
+        async with asyncio.timeout(5):
+            while len(written) < 2:
+                await asyncio.sleep(0.01)
+        assert written[1].immediate_response.status.code == 502
+        session.close()
 
 
 # What responses tell

@@ -103,15 +103,15 @@ class PickerServer:
     async def _process(self, _requests: Any, context: Any) -> None:
         assert self._picker is not None
         session = Session(self._picker, context.write)
-        read, write, parse = context.read, context.write, messages.ProcessingRequest.FromString
+        read, send, parse = context.read, session.send, messages.ProcessingRequest.FromString
         try:
             while not session.refused and (data := await read()) is not grpc.aio.EOF:
                 for answer in await session.take(parse(data)):
-                    await write(answer)
+                    await send(answer)
         except Exception:
             if not context.done():  # else the client left while it was answered
                 _log.exception("a request that Envoy carries failed", extra=named("request_failed", {}))
-                await write(session.broken())
+                await send(session.broken())
         finally:
             session.close()
 

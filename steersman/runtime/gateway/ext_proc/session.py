@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
@@ -19,11 +19,13 @@ from steersman.runtime.gateway.ext_proc.picker import Picker
 from steersman.runtime.gateway.ext_proc.response import Response
 from steersman.runtime.gateway.refusals import not_allowed, too_late
 from steersman.runtime.gateway.rename import renamed
+from steersman.runtime.log import named
 from steersman.runtime.ticket import Decision, Kind, Stage, Ticket
 
 _SUBSET_NAMESPACE, _SUBSET = "envoy.lb.subset_hint", "x-gateway-destination-endpoint-subset"
 Write = Callable[[bytes], Awaitable[None]]
 _NOTHING: tuple[bytes, ...] = ()
+_log = logging.getLogger("steersman.gateway")
 
 
 class Session:
@@ -46,13 +48,14 @@ class Session:
         "_task",
         "_ticket",
         "_write",
+        "_writing",
         "refused",
     )
 
     def __init__(self, picker: Picker, write: Write) -> None:
-        """write: sends an answer that is not one to a part that came."""
+        """write: takes an answer to the proxy; it is not called again before it returns."""
         self._picker = picker
-        self._write = write
+        self._write, self._writing = write, asyncio.Lock()
         # Without word of it the modes are those of the endpoint picker protocol.
         self._request_mode = self._response_mode = messages.FULL_DUPLEX_STREAMED
         self._error: ApiError | None = None  # that ended the request
@@ -94,6 +97,11 @@ class Session:
             self.refused = True
             return (self._refusal(error),)
 
+    async def send(self, answer: bytes) -> None:
+        """Give an answer to the proxy, after any that is on its way."""
+        async with self._writing:
+            await self._write(answer)
+
     # The request
 
     async def _request_headers(self, message: Any) -> Collection[bytes]:
@@ -101,9 +109,9 @@ class Session:
             self._request_mode = message.protocol_config.request_body_mode
             self._response_mode = message.protocol_config.response_body_mode
         headers = self._headers = messages.headers_of(message.request_headers)
-        for named in message.metadata_context.filter_metadata:
-            if named.key == _SUBSET_NAMESPACE:
-                self._subset = messages.texts_of(named.value, _SUBSET)
+        for hint in message.metadata_context.filter_metadata:
+            if hint.key == _SUBSET_NAMESPACE:
+                self._subset = messages.texts_of(hint.value, _SUBSET)
         path, method = headers.get(b":path", b"").partition(b"?")[0], headers.get(b":method", b"")
         gateway = self._picker.gateway
         if path == b"/v1/models" and method == b"GET":
@@ -247,11 +255,14 @@ class Session:
         if self._response is not None and self._response.open:
             self._response.over("late" if self._ticket.late else "failed")
         self._given_up = True
-        self._refusing = asyncio.get_running_loop().create_task(self._send(self._refusal(error)))
+        self._refusing = asyncio.get_running_loop().create_task(self._end(self._refusal(error)))
 
-    async def _send(self, answer: bytes) -> None:
-        with contextlib.suppress(Exception):  # whatever gRPC says when the client has left meanwhile
-            await self._write(answer)
+    async def _end(self, answer: bytes) -> None:
+        try:
+            await self.send(answer)
+        except Exception:
+            if self in self._picker.sessions:  # else its client has left meanwhile
+                _log.exception("a request could not be ended", extra=named("request_failed", {}))
 
     def _too_late(self) -> None:
         """The deadline has come: the request ends, as its answer has not begun."""
