@@ -1,7 +1,6 @@
 """The table of counts: for each policy, load, held-out seed and tenant, what arrived and what was met.
 
-Every statistic of the benchmark is computed from it; only percentiles of latency, which no counts give, are stored
-beside it.
+Every statistic of the benchmark is computed from it; only latencies, which no counts give, are stored beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,14 @@ METRICS = ("ttft_s", "tpot_s", "e2e_s")
 OUTPUT_WEIGHT = 2.0  # of an output token, an input token's is 1 (Sheng et al., OSDI '24)
 
 
+class Latency(NamedTuple):
+    """Of completed requests, seconds; 0 where none was completed."""
+
+    mean: float
+    p50: float
+    p99: float
+
+
 class Cell(NamedTuple):
     """One policy at one load. S: held-out seeds, T: tenants in the workload's order."""
 
@@ -22,16 +29,16 @@ class Cell(NamedTuple):
     served: np.ndarray  # (S, T) weighted tokens of completed requests
     shed: np.ndarray  # (S, T) requests
     computed: np.ndarray  # (S,) tokens: outputs streamed and prompt tokens prefilled within the arrival window
-    latency: Mapping[str, tuple[float, float]]  # metric: P50 and P99 of completed requests, seconds; 0: none completed
+    latency: Mapping[str, Latency]  # of each of METRICS
 
     def as_json(self) -> dict[str, Any]:
         arrays = {name: np.rint(getattr(self, name)).astype(int).tolist() for name in self._fields[:4]}
-        return arrays | {"latency": {k: list(v) for k, v in self.latency.items()}}
+        return arrays | {"latency": {metric: list(found) for metric, found in self.latency.items()}}
 
     @classmethod
     def of_json(cls, data: Mapping[str, Any]) -> Cell:
         attained, served, shed, computed = (np.array(data[name], float) for name in cls._fields[:4])
-        return cls(attained, served, shed, computed, {k: (v[0], v[1]) for k, v in data["latency"].items()})
+        return cls(attained, served, shed, computed, {k: Latency(*v) for k, v in data["latency"].items()})
 
 
 class Load(NamedTuple):

@@ -18,7 +18,7 @@ from steersman.training.benchmark.capacity import (
     resampled,
 )
 from steersman.training.benchmark.contenders import Contender
-from steersman.training.benchmark.counts import METRICS, Cell, Load, curve, jain, shares
+from steersman.training.benchmark.counts import METRICS, Cell, Latency, Load, curve, jain, shares
 from steersman.training.benchmark.scenario import Scenario
 from steersman.training.paired import ratio
 
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
     goodput_rps: dict[float, Interval]  # by load, times the best heuristic's capacity
     attainment: float  # over all requests
     tenants: dict[str, float]  # attainment of each that sent requests
-    latency: dict[str, tuple[float, float]]  # metric: P50 and P99 of completed requests, seconds
+    latency: dict[str, Latency]  # by metric; means over the training seeds
     shed: float  # share of the requests
     fairness: float  # Jain's index
     of_ceiling: float  # tokens per second over the fleet's ceiling
@@ -162,7 +162,7 @@ def _measured(sample: Sample, contender: Contender, capacity: np.ndarray, weight
         {factor: interval(_goodput(at, contender, weights, seed)) for factor, at in sample.goodput.items()},
         good / max(1.0, float(arrived.sum())),
         _by_name(sample.tenants, attained, arrived),
-        {metric: _mean_percentiles(cells, metric) for metric in METRICS},
+        {metric: _latency(cells, metric) for metric in METRICS},
         float(np.mean([cell.shed.sum() for cell in cells])) / max(1.0, float(arrived.sum())),
         float(np.mean([jain(cell.served.sum(0), load.demanded.sum(0)) for cell in cells])),
         float(np.mean([cell.computed.sum() for cell in cells])) / seconds / sample.ceiling_tokens_per_s,
@@ -211,9 +211,8 @@ def _by_name(tenants: Sequence[str], attained: np.ndarray, arrived: np.ndarray) 
     }
 
 
-def _mean_percentiles(cells: Sequence[Cell], metric: str) -> tuple[float, float]:
-    p50, p99 = np.mean([cell.latency[metric] for cell in cells], axis=0)
-    return float(p50), float(p99)
+def _latency(cells: Sequence[Cell], metric: str) -> Latency:
+    return Latency(*(float(figure) for figure in np.mean([cell.latency[metric] for cell in cells], axis=0)))
 
 
 def _highest(sample: Sample, contender: Contender) -> float:

@@ -52,8 +52,8 @@ intervals over held-out episodes and, for the learned policy, training seeds; it
 has, its teacher's part included. The teacher is push-hold-shed at a quarter of the budget. The strongest tuned
 heuristic and the best as shipped are chosen by the capacities measured here, which favours the heuristics.</p>
 <p><b>Columns</b>: goodput at loads relative to the best heuristic's capacity; the rest at the scenario's headline
-load. Latencies are of completed requests, P50 / P99. Jain: fairness index of tokens served over tokens asked for, an
-output token counting double. tok: tokens computed over what the fleet's cost model allows at most.</p>
+load. Latencies are of completed requests, mean / P50 / P99. Jain: fairness index of tokens served over tokens asked
+for, an output token counting double. tok: tokens computed over what the fleet's cost model allows at most.</p>
 """
 
 

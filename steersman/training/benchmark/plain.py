@@ -51,7 +51,7 @@ def _policy(found: Figures, policy: Measured) -> dict[str, Any]:
         **{
             f"{metric.removesuffix('_s')}_{name}_s": value
             for metric, values in policy.latency.items()
-            for name, value in zip(("p50", "p99"), values, strict=True)
+            for name, value in values._asdict().items()
         },
         "fairness": policy.fairness,
         "tokens_over_ceiling": policy.of_ceiling,

@@ -8,7 +8,7 @@ import numpy as np
 
 from steersman.runtime.outcomes import Episode, State
 from steersman.runtime.policy import CompiledPolicy
-from steersman.training.benchmark.counts import METRICS, OUTPUT_WEIGHT, Cell, Load
+from steersman.training.benchmark.counts import METRICS, OUTPUT_WEIGHT, Cell, Latency, Load
 from steersman.training.benchmark.scenario import Setting
 from steersman.training.objective import Arena
 
@@ -48,7 +48,7 @@ def cell(setting: Setting, episodes: Sequence[Episode]) -> Cell:
         by_tenant(lambda e: _tokens(e.requests.table) * (e.outcomes.state == State.DONE)),
         by_tenant(lambda e: e.outcomes.state == State.SHED),
         np.array([_computed(e) for e in episodes]),
-        {metric: _percentiles(episodes, metric) for metric in METRICS},
+        {metric: _latency(episodes, metric) for metric in METRICS},
     )
 
 
@@ -66,9 +66,9 @@ def _computed(episode: Episode) -> float:
     return float(prompts + episode.usage["output_tokens"].sum())
 
 
-def _percentiles(episodes: Sequence[Episode], metric: str) -> tuple[float, float]:
+def _latency(episodes: Sequence[Episode], metric: str) -> Latency:
     values = np.concatenate([getattr(e.outcomes, metric)[e.outcomes.state == State.DONE] for e in episodes])
     if not len(values):
-        return 0.0, 0.0
+        return Latency(0.0, 0.0, 0.0)
     p50, p99 = np.percentile(values, [50, 99])
-    return float(p50), float(p99)
+    return Latency(float(values.mean()), float(p50), float(p99))

@@ -19,9 +19,9 @@ MAX_TENANTS = 4
 NOTES = (
     "capacity: highest offered req/s with 95 % of all and 90 % of each tenant's requests within the SLOs [95 % "
     "interval]. Good req/s at loads relative to the best heuristic's capacity; the columns after it at the headline "
-    "load. Shares in %. TTFT, TPOT, E2E: P50 / P99 of completed requests. Jain: fairness over tokens served of those "
-    "asked for. tok: computed tokens over the fleet's ceiling. evals: simulated episodes of the search. Green: learned "
-    "or given; bold: strongest tuned heuristic."
+    "load. Shares in %. TTFT, TPOT, E2E: mean / P50 / P99 of completed requests. Jain: fairness over tokens served of "
+    "those asked for. tok: computed tokens over the fleet's ceiling. evals: simulated episodes of the search. Green: "
+    "learned or given; bold: strongest tuned heuristic."
 )
 
 
@@ -45,9 +45,9 @@ def columns(found: Figures) -> list[Column]:
         Column("worst tenant", lambda p: f"{p.worst[0]} {percent(p.worst[1])}"),
         *([Column(name, _tenant(name), keep=3) for name in tenants] if 1 < len(tenants) <= MAX_TENANTS else []),
         Column("shed", lambda p: percent(p.shed), keep=1),
-        Column("TTFT s\nP50 / P99", _latency("ttft_s", 1, 2), keep=6),
-        Column("TPOT ms\nP50 / P99", _latency("tpot_s", 1000, 0), keep=4),
-        Column("E2E s\nP50 / P99", _latency("e2e_s", 1, 1), keep=2),
+        Column("TTFT s\nmean / P50 / P99", _latency("ttft_s", 1, 2), keep=6),
+        Column("TPOT ms\nmean / P50 / P99", _latency("tpot_s", 1000, 0), keep=4),
+        Column("E2E s\nmean / P50 / P99", _latency("e2e_s", 1, 1), keep=2),
         Column("Jain", lambda p: f"{p.fairness:.3f}", keep=3),
         Column("tok", lambda p: percent(p.of_ceiling), keep=2),
         Column(
@@ -153,7 +153,7 @@ def _tenant(name: str) -> Callable[[Measured], str]:
 
 def _latency(metric: str, factor: float, digits: int) -> Callable[[Measured], str]:
     # A P99 of 0 stands for "none completed".
-    return lambda p: " / ".join(f"{factor * v:.{digits}f}" if p.latency[metric][1] else "–" for v in p.latency[metric])
+    return lambda p: " / ".join(f"{factor * v:.{digits}f}" if p.latency[metric].p99 else "–" for v in p.latency[metric])
 
 
 def _table(found: Figures, kept: Sequence[Column]) -> Table:
