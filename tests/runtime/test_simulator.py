@@ -371,3 +371,15 @@ def test_what_was_served_before_is_cached():
     assert runtime.outcomes().cached_tokens.tolist() == [576]
     cold = play(replace(warm, before=warm.before[:0]), {}, {}).outcomes()
     assert cold.cached_tokens.tolist() == [0]
+
+
+def test_memory_that_is_less_for_a_while_loses_prefixes_also_where_a_batch_waits_for_its_time():
+    group = {"kv_tokens": 1024, "max_num_seqs": 4, "batching": "dynamic", "batch_wait_s": 1.0}
+    runtime = SimulatedRuntime(fleet(group))
+    requests = episode([0.0, 0.1, 0.2], [100, 100, 800], 2)
+    runtime.reset(replace(requests, before=requests.table[2:]))
+    runtime.advance()
+    runtime.set_precision(0, "llama-3.1-8b-h100-bf16", kv_tokens=256)
+    runtime.step(0)  # it waits for others
+    runtime.set_precision(0, "llama-3.1-8b-h100-bf16", kv_tokens=1024)
+    assert runtime.view("sets")["size"][0, 0] <= 256 / 64

@@ -59,11 +59,7 @@ def enqueue(a, r, request, gateway, believed, expected):
         e.next_cancel = q.cancel
         cut(s, r, max(q.cancel, c.now), q.cancel > c.now)  # its client may have left before it is retried
     if e.steps == 0:
-        rep = s.replicas[r]
-        if rep.batching == _STATIC and e.n_waiting < rep.max_num_seqs:
-            s.due[r] = max(c.now, min(s.sequences[e.first_waiting].queued + rep.batch_wait_s, e.next_cancel))
-        else:
-            s.due[r] = c.now
+        s.due[r] = c.now
     elif _may_join(s, r, first):
         cut(s, r, c.now, 0)
 
