@@ -376,8 +376,9 @@ def test_what_was_served_before_is_cached():
 def test_memory_that_is_less_for_a_while_loses_prefixes_also_where_a_batch_waits_for_its_time():
     group = {"kv_tokens": 1024, "max_num_seqs": 4, "batching": "dynamic", "batch_wait_s": 1.0}
     runtime = SimulatedRuntime(fleet(group))
-    requests = episode([0.0, 0.1, 0.2], [100, 100, 800], 2)
+    requests = episode([0.0, 0.1, 0.2], [100, 100, 800], 2, prefixes=[1, 2, 3])
     runtime.reset(replace(requests, before=requests.table[2:]))
+    assert runtime.view("sets")["size"][0, 0] == 800 // 64
     runtime.advance()
     runtime.set_precision(0, "llama-3.1-8b-h100-bf16", kv_tokens=256)
     runtime.step(0)  # it waits for others
