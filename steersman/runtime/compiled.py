@@ -61,6 +61,14 @@ def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
         config.CACHE_DIR = before
 
 
+def entry(function: Any) -> Any:
+    """How Python calls, at half the price, a function that was compiled with one signature: it is not looked up anew.
+
+    Arguments are made what the signature says, or it raises TypeError.
+    """
+    return function.get_overload(function.signatures[0])
+
+
 def address_of(function: Any, signature: Any) -> int:
     """Where the machine code of a function stands that was compiled with `signature`; valid in this process."""
     compiled = function.get_compile_result(signature)

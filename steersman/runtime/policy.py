@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numba import types
 
-from steersman.runtime.compiled import njit
+from steersman.runtime.compiled import entry, njit
 from steersman.runtime.errors import UserError
 from steersman.runtime.plugins import nearest
 
@@ -105,6 +105,10 @@ class BoundPolicy:
 
     policy: CompiledPolicy
     memory: np.ndarray
+    _function: Any = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_function", entry(self.policy.function))
 
     @property
     def name(self) -> str:
@@ -112,7 +116,7 @@ class BoundPolicy:
 
     def score(self, rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
         scores = np.empty(len(rows))
-        self.policy.function(rows, mask, self.policy.values, self.memory, scores)
+        self._function(rows, mask, self.policy.values, self.memory, scores)
         return scores
 
 

@@ -27,7 +27,23 @@ from steersman.runtime.policy import Policy
 from steersman.runtime.pool import Pool
 from steersman.runtime.situation import situation
 from steersman.runtime.tenant import Tenant, tenant_table
-from steersman.runtime.ticket import NO_REASONS, Decision, Fallback, Kind, LiveRequest, Served, Stage, Ticket
+from steersman.runtime.ticket import (
+    DECODING,
+    DISPATCH,
+    HELD,
+    HOLD,
+    NO_REASONS,
+    OVER,
+    PREFILLING,
+    REFUSED,
+    SHED,
+    WAITING,
+    Decision,
+    Fallback,
+    LiveRequest,
+    Served,
+    Ticket,
+)
 
 ASSUMED = 10_000  # tickets that wait for an assumed token before those that are over are left out
 _TTFT = COLUMN["predicted_ttft"]
@@ -72,7 +88,9 @@ class Scheduler:
         self._caps: dict[int, float] = {}
         self._assumed: list[tuple[float, int, Ticket, int]] = []  # a heap, by when a first token is taken to come
         self._numbers = 0
+        self._router = router.Entries()
         self._compile()
+        self._router = router.entries()
         self._start()
         if policy is not None and fallback is not None:
             self.deployment = Deployment(policy, fallback, self.rows, self.mask, policy_limit_s)
@@ -111,7 +129,7 @@ class Scheduler:
     def arrive(self, request: LiveRequest) -> Ticket:
         """A request came in; it is `bounded`."""
         request, now = self.bounded(request), self.now
-        router.arrive(self._a, now, request.tenant)
+        self._router.arrive(self._a, now, request.tenant)
         return Ticket(request, now)
 
     def observe(self, ticket: Ticket, exclude: Collection[int] = ()) -> int:
@@ -151,7 +169,7 @@ class Scheduler:
     def _look(self, ticket: Ticket, again: bool) -> int:
         q, now = ticket.request, self.now
         return int(
-            router.observe(
+            self._router.observe(
                 self._a,
                 now,
                 q.tenant,
@@ -171,7 +189,7 @@ class Scheduler:
         """Guard, score, pick. The caller carries it out with `dispatched`, `held` or `shed`."""
         if not self.observe(ticket, exclude):
             masked = Counter(Reason(int(reason)) for reason in self.reasons[: len(self.replicas)])
-            return Decision(Kind.REFUSED, -1, "guard", 0.0, None, masked, version="guard")
+            return Decision(REFUSED, -1, "guard", 0.0, None, masked, version="guard")
         if self.deployment is None:
             raise RuntimeError("this scheduler has no policy and fallback")
         choice, policy, version, arm, decision_s, failure, scores = self.deployment.decide(ticket)
@@ -180,15 +198,15 @@ class Scheduler:
             policy = version = "least-inflight"
             choice = int(np.argmin(inflight))
         if choice < len(self.replicas) and self.mask[choice]:
-            return Decision(Kind.DISPATCH, choice, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
+            return Decision(DISPATCH, choice, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
         if choice == self.candidates - 2 and self.mask[choice]:
-            return Decision(Kind.HOLD, -1, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
+            return Decision(HOLD, -1, policy, decision_s, failure, NO_REASONS, 1.0, scores, version, arm)
         retry_after_s = self._retry_after_s(ticket)
-        return Decision(Kind.SHED, -1, policy, decision_s, failure, NO_REASONS, retry_after_s, scores, version, arm)
+        return Decision(SHED, -1, policy, decision_s, failure, NO_REASONS, retry_after_s, scores, version, arm)
 
     def _over(self, ticket: Ticket, attained: bool, failed: bool) -> None:
         """A request is over: its policy's deployment counts how it fared."""
-        ticket.stage = Stage.OVER
+        ticket.stage = OVER
         if self.deployment is not None:
             self.deployment.over(ticket, attained, failed)
 
@@ -201,14 +219,14 @@ class Scheduler:
 
     def dispatched(self, ticket: Ticket, replica: int) -> None:
         """A waiting request goes to `replica`; call right after `observe` or `decide`."""
-        if ticket.stage is not Stage.WAITING:
+        if ticket.stage is not WAITING:
             return
         q = ticket.request
         ticket.matched_tokens = int(self._matched[replica])
         ticket.uncached_tokens = q.prompt_tokens - ticket.matched_tokens
         ticket.predicted_ttft_s = float(self.rows[replica, _TTFT])
-        ticket.replica, ticket.stage, ticket.attempts = replica, Stage.PREFILLING, ticket.attempts + 1
-        router.dispatch(
+        ticket.replica, ticket.stage, ticket.attempts = replica, PREFILLING, ticket.attempts + 1
+        self._router.dispatch(
             self._a,
             self.now,
             replica,
@@ -223,16 +241,16 @@ class Scheduler:
 
     def held(self, ticket: Ticket) -> float:
         """A waiting request is held. Returns the seconds after which it is `resumed`, to be decided anew."""
-        if ticket.stage is not Stage.WAITING:
+        if ticket.stage is not WAITING:
             return 0.0
-        ticket.stage, ticket.holds = Stage.HELD, ticket.holds + 1
+        ticket.stage, ticket.holds = HELD, ticket.holds + 1
         self.book.fleet["held"] += 1.0
         return float(pause_s(self._promises[ticket.request.tenant][0]))
 
     def resumed(self, ticket: Ticket) -> None:
         """A held request waits for a decision again."""
-        if ticket.stage is Stage.HELD:
-            ticket.stage = Stage.WAITING
+        if ticket.stage is HELD:
+            ticket.stage = WAITING
             self.book.fleet["held"] -= 1.0
 
     def given_up(self, ticket: Ticket, after_s: float | None = None) -> bool:
@@ -240,21 +258,21 @@ class Scheduler:
 
         Returns whether its promise was not broken by then; one that is late missed it.
         """
-        if ticket.stage is not Stage.HELD:
+        if ticket.stage is not HELD:
             return False
         self.resumed(ticket)
         waited_s = self.now - ticket.arrived_s if after_s is None else after_s
         attained = not ticket.late and bool(waited_s <= self._promises[ticket.request.tenant][0])
-        router.settle(self._a, ticket.request.tenant, attained)
+        self._router.settle(self._a, ticket.request.tenant, attained)
         self._over(ticket, attained, failed=ticket.late)
         return attained
 
     def first_token(self, ticket: Ticket, assumed: bool = False) -> None:
         """The first token came, or (`assumed`) must have come by now, where a response does not show it."""
-        if ticket.stage is Stage.PREFILLING:
+        if ticket.stage is PREFILLING:
             now = self.now
-            router.first_token(self._a, now, ticket.replica, ticket.request.prompt_tokens, ticket.uncached_tokens)
-            ticket.stage, ticket.streamed = Stage.DECODING, 1
+            self._router.first_token(self._a, now, ticket.replica, ticket.request.prompt_tokens, ticket.uncached_tokens)
+            ticket.stage, ticket.streamed = DECODING, 1
             if not assumed:
                 ticket.seen, ticket.first_token_s, ticket.last_token_s = True, now, now
 
@@ -265,7 +283,7 @@ class Scheduler:
             self._assumed, (ticket.arrived_s + ticket.predicted_ttft_s, self._numbers, ticket, ticket.attempts)
         )
         if len(self._assumed) > ASSUMED:
-            self._assumed = [entry for entry in self._assumed if entry[2].stage is Stage.PREFILLING]
+            self._assumed = [entry for entry in self._assumed if entry[2].stage is PREFILLING]
             heapq.heapify(self._assumed)
 
     def catch_up(self) -> None:
@@ -278,7 +296,7 @@ class Scheduler:
 
     def streamed(self, ticket: Ticket, tokens: int) -> None:
         """`tokens` more came after the first."""
-        if ticket.stage is Stage.DECODING and tokens > 0:
+        if ticket.stage is DECODING and tokens > 0:
             self._context_tokens[ticket.replica] += tokens  # `bookkeeping.stream`, without the price of a call
             ticket.streamed += tokens
             ticket.last_token_s = self.now
@@ -291,16 +309,16 @@ class Scheduler:
         Returns how it fared, or None if it was over already. A request that was not streamed meets its
         promise if it ends within TTFT + (tokens − 1) · TPOT.
         """
-        if ticket.stage not in (Stage.PREFILLING, Stage.DECODING):
+        if ticket.stage not in (PREFILLING, DECODING):
             return None
-        now, q, started = self.now, ticket.request, ticket.stage is Stage.DECODING
+        now, q, started = self.now, ticket.request, ticket.stage is DECODING
         if started and tokens is not None and tokens != ticket.streamed:
             self._context_tokens[ticket.replica] += tokens - ticket.streamed
             ticket.streamed = tokens
         elif ok and not started:  # nothing of it was counted as context
             ticket.streamed = 1 if tokens is None else tokens
         served = self._fared(ticket, now, ok or left)
-        router.end(
+        self._router.end(
             self._a,
             now,
             ticket.replica,
@@ -329,9 +347,9 @@ class Scheduler:
 
     def withdrawn(self, ticket: Ticket) -> None:
         """A replica failed before it gave anything: the request waits again, for another one."""
-        if ticket.stage not in (Stage.PREFILLING, Stage.DECODING):
+        if ticket.stage not in (PREFILLING, DECODING):
             return
-        router.withdraw(
+        self._router.withdraw(
             self._a,
             self.now,
             ticket.replica,
@@ -339,22 +357,22 @@ class Scheduler:
             ticket.request.prompt_tokens,
             ticket.uncached_tokens,
             ticket.streamed,
-            ticket.stage is Stage.DECODING,
+            ticket.stage is DECODING,
         )
-        ticket.stage, ticket.replica, ticket.streamed, ticket.seen = Stage.WAITING, -1, 0, False
+        ticket.stage, ticket.replica, ticket.streamed, ticket.seen = WAITING, -1, 0, False
 
     def shed(self, ticket: Ticket) -> None:
         """A waiting request is turned away: shed, or no replica is left for it. It missed its promise."""
-        if ticket.stage is Stage.WAITING:
-            router.settle(self._a, ticket.request.tenant, False)
+        if ticket.stage is WAITING:
+            self._router.settle(self._a, ticket.request.tenant, False)
             self._over(ticket, attained=False, failed=ticket.attempts > 0)
 
     def abandoned(self, ticket: Ticket) -> bool:
         """Something of ours failed on a request: one that is not over ends as missed. Returns whether it was not."""
-        if ticket.stage is Stage.OVER:
+        if ticket.stage is OVER:
             return False
         self.resumed(ticket)
-        if ticket.stage is Stage.WAITING:
+        if ticket.stage is WAITING:
             self.shed(ticket)
         else:
             self.ended(ticket, ok=False)

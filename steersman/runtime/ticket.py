@@ -39,6 +39,10 @@ class Kind(StrEnum):
     REFUSED = "refused"  # the guard allows no replica
 
 
+# Without the class before them: looking a member up in it is not free, and a request is asked for it often.
+DISPATCH, HOLD, SHED, REFUSED = Kind
+
+
 class LiveRequest(NamedTuple):
     """What a scheduler may know of a request when it arrives."""
 
@@ -87,6 +91,9 @@ class Stage(StrEnum):
     OVER = "over"
 
 
+WAITING, HELD, PREFILLING, DECODING, OVER = Stage
+
+
 class Ticket:
     """One request on its way. Its numbers are those that were added to the counts, so that none drifts."""
 
@@ -115,7 +122,7 @@ class Ticket:
     def __init__(self, request: LiveRequest, arrived_s: float) -> None:
         self.request = request
         self.arrived_s = arrived_s
-        self.stage = Stage.WAITING
+        self.stage: Stage = WAITING
         self.arm: Arm | None = None  # the deployed policy that it is decided by, once it was decided
         self.holds = 0  # how often it was held
         self.attempts = 0  # replicas that it was sent to

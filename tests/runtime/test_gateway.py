@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 from collections.abc import Awaitable, Callable
@@ -14,10 +15,13 @@ import pytest
 from backends import STREAM, WHOLE, FakeBackend, Prefer, Served, event, fleet_of, serving
 
 from steersman.runtime.gateway.app import Phase
+from steersman.runtime.gateway.attempt import Attempt
+from steersman.runtime.gateway.http.exchange import Exchange
 from steersman.runtime.gateway.http.server import HttpLimits
+from steersman.runtime.gateway.passage import Passage
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.replica._health import HealthConfig, Status
-from steersman.runtime.ticket import LiveRequest
+from steersman.runtime.ticket import LiveRequest, Ticket
 
 BODY = {"model": "m", "prompt": "hello", "max_tokens": 3}
 STREAMED = {**BODY, "stream": True}
@@ -55,6 +59,26 @@ async def test_a_stream_passes_through_byte_for_byte_and_is_measured() -> None:
             assert s.metric(f"{name}_seconds_count", tenant="strict") == 1
         assert s.metric("output_tokens_total", replica="r0") == 3
         assert s.metric("requests_total", tenant="strict", outcome="done") == 1
+
+
+@pytest.mark.parametrize("body", [BODY, STREAMED], ids=["whole", "stream"])
+async def test_what_a_request_made_is_freed_without_the_garbage_collector(body: dict[str, object]) -> None:
+    async with serving(Prefer(0, 1)) as s:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)  # what it finds is kept, to be looked at
+        try:
+            for failing in (False, True):
+                s.backends[0].status = 500 if failing else 200
+                async with s.client.post(PATH, json=body) as response:
+                    assert response.status == 200
+                    await response.read()
+                await s.idle()
+            gc.collect()
+            found = {type(thing) for thing in gc.garbage}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+        assert not found & {Passage, Attempt, Exchange, Ticket, LiveRequest}
 
 
 async def test_a_client_that_leaves_at_done_was_served() -> None:

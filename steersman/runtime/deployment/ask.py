@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from steersman.runtime.compiled import entry
 from steersman.runtime.deployment.judge import NOT_FINITE, judge
 from steersman.runtime.deployment.release import Unusable, told_by
 from steersman.runtime.ticket import Fallback
 
+_judge = entry(judge)
 Score = Callable[[np.ndarray, np.ndarray], object]
 
 
@@ -33,7 +35,7 @@ def ask(score: Score, shown: tuple[np.ndarray, np.ndarray], rows: np.ndarray, ma
         scores = np.ascontiguousarray(score(*shown), np.float64)
         if scores.shape != mask.shape:
             return Asked(-1, scores, Fallback.SHAPE, "")
-        candidate = judge(rows, mask, scores)
+        candidate = _judge(rows, mask, scores)
         if candidate >= 0:
             return Asked(candidate, scores, None, "")
         return Asked(-1, scores, Fallback.NOT_FINITE if candidate == NOT_FINITE else Fallback.RANGE, "")

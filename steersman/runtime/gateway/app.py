@@ -30,7 +30,7 @@ from steersman.runtime.replica._health import Status
 from steersman.runtime.replica._pool import Pool
 from steersman.runtime.replica._stream import Usage
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Decision, Kind, LiveRequest, Served, Ticket
+from steersman.runtime.ticket import HOLD, REFUSED, Decision, LiveRequest, Served, Ticket
 
 EMBEDDINGS = b"/v1/embeddings"
 SERVED = (b"/v1/chat/completions", b"/v1/completions", EMBEDDINGS)
@@ -224,7 +224,7 @@ class Gateway:
 
         exclude: replicas that it may not go to, as it was tried on them.
         """
-        while (decision := self.decide(request_id, caller, ticket, exclude)).kind is Kind.HOLD:
+        while (decision := self.decide(request_id, caller, ticket, exclude)).kind is HOLD:
             await self._held(ticket)
         return decision
 
@@ -234,9 +234,9 @@ class Gateway:
         kind = decision.kind
         if self._journal is not None:
             self._journal.decided(self.scheduler, ticket, decision)
-        if not exclude or kind is not Kind.REFUSED:
+        if not exclude or kind is not REFUSED:
             self.metrics.decided(decision)
-        if self._audit is not None and caller.regions and kind is not Kind.HOLD:
+        if self._audit is not None and caller.regions and kind is not HOLD:
             self._audit.decided(
                 request_id,
                 self.access.names[caller.tenant],

@@ -13,7 +13,7 @@ from steersman.runtime.gateway.prompt import Call
 from steersman.runtime.gateway.retry_after import busy_s
 from steersman.runtime.gateway.steps import step
 from steersman.runtime.replica._stream import EventCounter, usage_of
-from steersman.runtime.ticket import Stage, Ticket
+from steersman.runtime.ticket import OVER, Ticket
 
 if TYPE_CHECKING:
     from steersman.runtime.gateway.relay import Relay
@@ -199,7 +199,7 @@ class Attempt:
                 scheduler.first_token(ticket)
                 tokens -= 1
             scheduler.streamed(ticket, tokens)
-        if counter.done and ticket.stage is not Stage.OVER:
+        if counter.done and ticket.stage is not OVER:
             # Before the client has it: one that leaves at [DONE] was served in full.
             if counter.failed:  # the replica lives, and the request may be at fault: it speaks for neither
                 self._relay.metrics.error(self._replica, "status")
@@ -302,6 +302,7 @@ class Attempt:
 
     @step
     def _failed(self, error: AttemptFailed) -> None:
+        self._later = None
         self._end_here()
         if error.busy_s is not None:
             self._relay.pool.cool(self._replica, error.busy_s)

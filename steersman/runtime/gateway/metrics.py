@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from steersman.runtime.gateway.audit import Audit
 from steersman.runtime.journal import Journal
 from steersman.runtime.scheduler import Scheduler
-from steersman.runtime.ticket import Decision, Kind, Served
+from steersman.runtime.ticket import DISPATCH, REFUSED, Decision, Served
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TTFT_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 50)
@@ -156,11 +156,11 @@ class Metrics(Collector):
     def decided(self, decision: Decision) -> None:
         """A decision was taken."""
         kind = decision.kind
-        if kind is Kind.REFUSED:
+        if kind is REFUSED:
             for reason in decision.reasons:
                 self._refused.add(reason.name.lower())
         else:
-            self._decisions.add(self._names[decision.replica] if kind is Kind.DISPATCH else kind.value)
+            self._decisions.add(self._names[decision.replica] if kind is DISPATCH else kind.value)
 
     def over(self, tenant: int, outcome: str, attained: bool) -> None:
         """A request is over, as `Gateway.ended` tells, or over a limit (limited)."""

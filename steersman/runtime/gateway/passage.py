@@ -14,7 +14,7 @@ from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.exchange import Exchange
 from steersman.runtime.gateway.refusals import all_failed, too_late
 from steersman.runtime.gateway.steps import step
-from steersman.runtime.ticket import Kind
+from steersman.runtime.ticket import DISPATCH, HOLD
 
 if TYPE_CHECKING:
     from steersman.runtime.gateway.app import Gateway
@@ -74,12 +74,12 @@ class Passage:
     def _decide(self) -> None:
         gateway, ticket = self._gateway, self._ticket
         decision = gateway.decide(self._exchange.request_id, self._caller, ticket, self._tried)
-        if decision.kind is Kind.DISPATCH:
+        if decision.kind is DISPATCH:
             gateway.scheduler.dispatched(ticket, decision.replica)
             if self._tried:
                 gateway.metrics.retried(self._tried[-1])
             self._attempt = gateway.relay.serve(self._exchange, self._call, ticket, self)
-        elif decision.kind is Kind.HOLD:
+        elif decision.kind is HOLD:
             pause_s = gateway.scheduler.held(ticket)
             self._pause = asyncio.get_running_loop().call_later(pause_s, self._resumed)
         else:
@@ -99,6 +99,7 @@ class Passage:
     @step
     def answered(self) -> None:
         """The client has all that it will get."""
+        self._attempt = None  # or each would keep the other until the garbage collector comes
         self._leave()
         self._exchange.over()
 

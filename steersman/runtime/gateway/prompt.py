@@ -82,10 +82,11 @@ def read_call(body: bytes, embeds: bool = False) -> Call:
 
 def _answers(data: dict[str, Any]) -> int:
     """How many answers a replica would write: `n` or `best_of` for each prompt. Odd values are its to refuse."""
-    asked = [value for name in ("n", "best_of") if type(value := data.get(name)) is int]
-    prompt = data.get("prompt")
+    n, best_of, prompt = data.get("n"), data.get("best_of"), data.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and prompt and type(prompt[0]) is not int else 1
-    return min(_ANSWERS, max([1, *asked])) * prompts
+    if n is None and best_of is None:
+        return prompts
+    return min(_ANSWERS, max([1, *(value for value in (n, best_of) if type(value) is int)])) * prompts
 
 
 def prefix_keys(text: bytes) -> np.ndarray:

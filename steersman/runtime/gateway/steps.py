@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Protocol, TypeVar, TypeVarTuple
 
 
 class Breakable(Protocol):
@@ -16,16 +16,16 @@ class Breakable(Protocol):
 
 
 _Self = TypeVar("_Self", bound=Breakable)
-_Given = ParamSpec("_Given")
+_Given = TypeVarTuple("_Given")
 
 
-def step(do: Callable[Concatenate[_Self, _Given], None]) -> Callable[Concatenate[_Self, _Given], None]:
+def step(do: Callable[[_Self, *_Given], None]) -> Callable[[_Self, *_Given], None]:
     """A step whose failure ends its request: whoever calls it could not, and the client would wait for ever."""
 
     @functools.wraps(do)
-    def guarded(self: _Self, /, *args: _Given.args, **kwargs: _Given.kwargs) -> None:
+    def guarded(self: _Self, /, *given: *_Given) -> None:
         try:
-            do(self, *args, **kwargs)
+            do(self, *given)
         except Exception:
             self.broken()
 

@@ -20,7 +20,7 @@ from steersman.runtime.journal.store import Store
 from steersman.runtime.observation import WIDTH
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.tenant import Tenant
-from steersman.runtime.ticket import Decision, Fallback, Kind, Served, Ticket
+from steersman.runtime.ticket import DISPATCH, HOLD, REFUSED, Decision, Fallback, Served, Ticket
 
 SEGMENT_BYTES = 32 << 20  # of memory, at most: a large fleet, or long prompts, have fewer decisions in a file
 _FALLBACKS = {fallback: code for code, fallback in enumerate(Fallback)}
@@ -105,12 +105,12 @@ class Journal:
             entry = self._open[ticket] = self._numbers, []
             self._numbers += 1
         kind = decision.kind
-        if kind is Kind.DISPATCH:
+        if kind is DISPATCH:
             choice = decision.replica
-        elif kind is Kind.REFUSED:
+        elif kind is REFUSED:
             choice = -1
         else:
-            choice = self._candidates - (2 if kind is Kind.HOLD else 1)
+            choice = self._candidates - (2 if kind is HOLD else 1)
         who = decision.policy, decision.version
         policy = self._policies.get(who)
         if policy is None:
