@@ -97,14 +97,14 @@ def figures() -> dict[str, Any]:
         patch.setattr(measure, "IDLE_S", 0.05)
         patch.setattr(measure, "WARM_UP_S", 0.05)
         patch.setattr(measure, "HOLD_GAP_MS", 40.0)
-        found, absent = measure.bench("jsed", only=["steersman"], seconds=0.1, rounds=1, streams=10)
+        found, absent = measure.bench("jsed", only=["steersman", "bytes"], seconds=0.1, rounds=1, streams=10)
     assert absent == []
     return found
 
 
 def test_the_figures_have_the_promised_form(figures: dict[str, Any]) -> None:
     assert set(figures) == {"targets"}
-    assert [target["name"] for target in figures["targets"]] == ["direct", "steersman"]
+    assert [target["name"] for target in figures["targets"]] == ["direct", "bytes", "steersman"]
     for target in json.loads(json.dumps(figures))["targets"]:
         assert set(target) >= KEYS
         assert all(isinstance(target[key], float) for key in KEYS - {"name"})
@@ -124,7 +124,7 @@ def test_direct_adds_nothing_to_itself(figures: dict[str, Any]) -> None:
 
 
 def test_the_tables_have_a_row_for_each_target(figures: dict[str, Any]) -> None:
-    assert [table.row_count for table in gateway_tables(figures)] == [2, 2]
+    assert [table.row_count for table in gateway_tables(figures)] == [3, 3]
 
 
 def test_the_default_policy_takes_a_replica_whatever_happens(tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_a_peer_that_is_not_there_is_absent(tmp_path: Path, monkeypatch: pytest.
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     found, absent = targets.find(targets.NAMES, "jsed", None, [])
-    assert [target.name for target in found] == ["direct", "steersman"]
-    assert [sentence.partition(" ")[0] for sentence in absent] == list(targets.NAMES[2:])
+    assert [target.name for target in found] == ["direct", "bytes", "steersman"]
+    assert [sentence.partition(" ")[0] for sentence in absent] == list(targets.NAMES[3:])
 
 
 def test_a_server_that_ends_at_its_start_says_why(tmp_path: Path) -> None:

