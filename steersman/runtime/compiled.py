@@ -62,9 +62,9 @@ def _compile(decorate: Callable[[Any], Any], function: Any) -> Any:
 
 
 def entry(function: Any) -> Any:
-    """How Python calls, at half the price, a function that was compiled with one signature: it is not looked up anew.
+    """A function that was compiled with one signature, as Python calls it fastest: that is not looked up each time.
 
-    Arguments are made what the signature says, or it raises TypeError.
+    Arguments are converted to what the signature says; TypeError where one cannot be.
     """
     return function.get_overload(function.signatures[0])
 

@@ -115,7 +115,7 @@ def _train(job: Job, command: str) -> Result:
     winner, weights = policies[chosen], list(candidates.values())[chosen]
     with console.status("comparing on held-out episodes …"):
         held_out = job.episodes(HELD_OUT, config.held_out_episodes, "held-out")
-        comparison = compare([*known.values(), winner], held_out, arena, HELD_OUT)
+        comparison = compare([*known.values(), *policies], held_out, arena, HELD_OUT)
     worths = comparison.worths
     paired = Paired.of(winner.name, best.name, "worth", worths[winner.name], worths[best.name], config.seed)
     console.print(comparison_table(comparison.summaries, winner.name, width=console.width))

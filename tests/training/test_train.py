@@ -114,7 +114,9 @@ def test_a_run_exports_a_bundle_with_its_scorecard(run: Path) -> None:
     assert manifest.fleet["description"] == FLEET["description"]
     assert manifest.command.startswith("steersman train")
     names = [policy["policy"] for policy in json.loads((run / "comparison.json").read_text())["policies"]]
-    assert names == ["jsed", "least-requests", "push-shed", "push-shed-tuned", "push-hold-shed-tuned", manifest.name]
+    learned = [f"learned ({name})" for name in ("imitation", "cma-es", "ars", "maskable-ppo")]
+    assert names == ["jsed", "least-requests", "push-shed", "push-shed-tuned", "push-hold-shed-tuned", *learned]
+    assert manifest.name in learned
     assert manifest.scorecard["learned"] == manifest.name
     assert {path.stem for path in (run / "figures").glob("*.png")} >= {"goodput", "attainment", "ttft_cdf", "tpot_cdf"}
 
