@@ -224,13 +224,17 @@ class Gateway:
 
         exclude: replicas that it may not go to, as it was tried on them.
         """
-        while (decision := self.decide(request_id, caller, ticket, exclude)).kind is HOLD:
+        while True:
+            decision = self.scheduler.decide(ticket, exclude)
+            self.note(request_id, caller, ticket, decision, exclude)
+            if decision.kind is not HOLD:
+                return decision
             await self._held(ticket)
-        return decision
 
-    def decide(self, request_id: bytes, caller: Caller, ticket: Ticket, exclude: Collection[int] = ()) -> Decision:
-        """One decision on a waiting request, counted and recorded."""
-        decision = self.scheduler.decide(ticket, exclude)
+    def note(
+        self, request_id: bytes, caller: Caller, ticket: Ticket, decision: Decision, exclude: Collection[int] = ()
+    ) -> None:
+        """Count and record a decision of the scheduler; before it makes another one, and before `ended`."""
         kind = decision.kind
         if self._journal is not None:
             self._journal.decided(self.scheduler, ticket, decision)
@@ -246,7 +250,6 @@ class Gateway:
                 decision.replica,
                 decision.policy,
             )
-        return decision
 
     async def _held(self, ticket: Ticket) -> None:
         """Let a request wait until it is to be decided anew."""

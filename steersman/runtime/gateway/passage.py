@@ -14,7 +14,7 @@ from steersman.runtime.gateway.errors import ApiError
 from steersman.runtime.gateway.http.exchange import Exchange
 from steersman.runtime.gateway.refusals import all_failed, too_late
 from steersman.runtime.gateway.steps import step
-from steersman.runtime.ticket import DISPATCH, HOLD
+from steersman.runtime.ticket import DISPATCH, HOLD, Decision
 
 if TYPE_CHECKING:
     from steersman.runtime.gateway.app import Gateway
@@ -73,13 +73,17 @@ class Passage:
 
     def _decide(self) -> None:
         gateway, ticket = self._gateway, self._ticket
-        decision = gateway.decide(self._exchange.request_id, self._caller, ticket, self._tried)
+        decision = gateway.scheduler.decide(ticket, self._tried)
         if decision.kind is DISPATCH:
             gateway.scheduler.dispatched(ticket, decision.replica)
-            if self._tried:
-                gateway.metrics.retried(self._tried[-1])
             self._attempt = gateway.relay.serve(self._exchange, self._call, ticket, self)
-        elif decision.kind is HOLD:
+            if self._inside:  # its replica has it, and need not wait for what is written about it here
+                self._note(decision)
+                if self._tried:
+                    gateway.metrics.retried(self._tried[-1])
+            return
+        self._note(decision)
+        if decision.kind is HOLD:
             pause_s = gateway.scheduler.held(ticket)
             self._pause = asyncio.get_running_loop().call_later(pause_s, self._resumed)
         else:
@@ -87,6 +91,9 @@ class Passage:
             if self._failure is None:
                 raise gateway.turned_away(decision, ticket.request)
             raise self._all_failed(self._failure)
+
+    def _note(self, decision: Decision) -> None:
+        self._gateway.note(self._exchange.request_id, self._caller, self._ticket, decision, self._tried)
 
     @step
     def _resumed(self) -> None:
