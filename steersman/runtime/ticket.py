@@ -91,7 +91,7 @@ class Stage(StrEnum):
     OVER = "over"
 
 
-WAITING, HELD, PREFILLING, DECODING, OVER = Stage
+WAITING, HELD, PREFILLING, DECODING, OVER = Stage  # as those of Kind
 
 
 class Ticket:

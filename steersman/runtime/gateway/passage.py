@@ -77,7 +77,8 @@ class Passage:
         if decision.kind is DISPATCH:
             gateway.scheduler.dispatched(ticket, decision.replica)
             self._attempt = gateway.relay.serve(self._exchange, self._call, ticket, self)
-            if self._inside:  # its replica has it, and need not wait for what is written about it here
+            # Noted only now: its replica need not wait for that.
+            if self._inside:  # else a bug of ours ended it at once, and it is counted as over
                 self._note(decision)
                 if self._tried:
                     gateway.metrics.retried(self._tried[-1])
