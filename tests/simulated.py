@@ -27,7 +27,7 @@ FASTEST = CompiledPolicy("fastest", "Sends to the lowest predicted TTFT.", _fast
 @njit(SCORE)
 def _patient(rows, mask, params, memory, scores):
     _fastest(rows, mask, params, memory, scores)
-    if rows[-1, PROMPT] % 3 == 0 and rows[-2, PATIENCE] > 0.83:
+    if rows[-1, PROMPT] % 3 == 0 and rows[-2, PATIENCE] > 0.65:
         scores[-2] = 1.0
 
 

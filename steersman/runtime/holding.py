@@ -1,6 +1,6 @@
 """Holding: a request may wait at the gateway, and is decided anew after every pause.
 
-A pause is a twentieth of the tenant's TTFT target, so that who is in a hurry is asked again soon. Nobody is held
+A pause is a tenth of the tenant's TTFT target, so that who is in a hurry is asked again soon. Nobody is held
 beyond that target: by then the promise is broken.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from steersman.runtime.compiled import njit
 
-PAUSES = 20
-LEAST_S, MOST_S = 0.01, 0.5
+PAUSES = 10
+LEAST_S, MOST_S = 0.01, 2.0
 
 
 @njit(forceinline=True)

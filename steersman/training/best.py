@@ -17,14 +17,15 @@ class Best:
     def __init__(self, job: Job, name: str, path: Path) -> None:
         self._job, self._name, self._path = job, name, path
         self._selection = job.episodes(SELECTION, 2 * len(job.config.loads))
-        self.weights, self.worth = np.zeros(0), -1.0
+        self.weights, self.worth = np.zeros(0), -np.inf
         stored = load(path, partial(np.load, allow_pickle=False))
         if stored is not None:
             self.worth, self.weights = float(stored[0]), stored[1:]
 
     def consider(self, weights: np.ndarray) -> None:
         """Keep `weights` if they are the best."""
-        worth = float(self._job.arena.values([self._job.learned(weights, self._name)], self._selection, SELECTION)[0])
+        policy = self._job.learned(weights, self._name)
+        worth = float(self._job.arena.values([policy], self._selection, SELECTION, self._job.objective)[0])
         if worth > self.worth:
             self.worth, self.weights = worth, weights
             save(self._path, partial(np.save, arr=np.concatenate([[worth], weights])))

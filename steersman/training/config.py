@@ -91,6 +91,12 @@ class TrainingConfig(Model):
         default=["ars", "maskable-ppo"], min_length=1
     )
     reward: str = Field(default="missed", description="what PPO maximises: a module of steersman.envs.rewards")
+    waiting: float = Field(
+        default=0.2,
+        ge=0,
+        description="what waiting costs in the search: so much of the attainment for first tokens that come at their "
+        "deadlines, in place of at once. Heuristics are tuned without",
+    )
     architecture: Architecture = Architecture()
     tune: list[str] = Field(
         default=["push-shed", "push-hold-shed"], description="heuristics to tune, each with the search budget"

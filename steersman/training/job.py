@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from steersman.training.config import TrainingConfig
 from steersman.training.dashboard import Dashboard
 from steersman.training.drawn import Recipe, drawn
 from steersman.training.evaluate import compare
-from steersman.training.objective import ArenaMaker, local_arena
+from steersman.training.objective import ArenaMaker, Score, local_arena, worth
 from steersman.training.run import Run
 
 # First seeds of the sets of episodes. The last one is played once, for the comparison.
@@ -44,6 +45,7 @@ def check(config: TrainingConfig, traces: Path | None) -> None:
 class Job:
     """A training run in progress.
 
+    objective: what a learned policy maximises.
     load: what multiplies the workload's rate at the relative load 1; set once the fleet has been sized.
     variants: number and load of each that is trained on; set with it.
     """
@@ -54,6 +56,7 @@ class Job:
         self.fleet = load_fleet(find_config("fleets", self.config.fleet))
         self.arena = arenas(self.fleet, self.workload)
         self.dashboard = Dashboard(run.folder, list(self.workload.tenants), self.fleet.names)
+        self.objective: Score = partial(worth, waiting=self.config.waiting)
         self.load = 1.0
         self.variants: list[tuple[int, float]] = []
         self._validation: list[Requests] = []

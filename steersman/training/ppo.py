@@ -85,8 +85,8 @@ def silent() -> Logger:
 def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
     """Train from the scorer weights `start`, or from random ones.
 
-    Returns {"weights", "steps", "worth"}, of the best evaluation. Checkpoints after every evaluation, and goes on from
-    one where it exists.
+    Returns {"weights", "steps", "worth"}, of the best evaluation; what it started from is none. Checkpoints after
+    every evaluation, and goes on from one where it exists.
     """
     config, seed = job.config.ppo, job.config.seed
     env = environment(job)
@@ -100,10 +100,10 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
     model.set_logger(silent())
     with stage(job.console, algorithm, config.steps) as shown:
         callback = _Callback(job, shown, algorithm, checkpoint)
-        callback.best.consider(model.policy.scorer.get_weights() if start is None else start)
         left = config.steps - model.num_timesteps
         if left > 0:
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
+        callback.best.consider(model.policy.scorer.get_weights())
     env.close()
     return {
         "weights": callback.best.weights.tolist(),

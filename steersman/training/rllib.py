@@ -89,7 +89,6 @@ def _learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]
     attainment, first, started, updates = 0.0, steps, time.monotonic(), 0
     try:
         with stage(job.console, algorithm, config.steps) as shown:
-            best.consider(module.scorer.get_weights())
             while steps < config.steps:
                 result = made.train()
                 updates += 1

@@ -35,6 +35,7 @@ class Run:
         self.stages = folder / "stages"
         self.checkpoints = folder / "checkpoints"
         self.bundle = folder / "bundle"
+        self.learned = folder / "learned"  # a bundle of every algorithm, chosen or not
 
     @classmethod
     def create(cls, root: Path, config: TrainingConfig, name: str, traces: Path | None = None) -> Run:

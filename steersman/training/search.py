@@ -17,7 +17,7 @@ import numpy as np
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.training import checkpoint as checkpoint_file
-from steersman.training.objective import Arena
+from steersman.training.objective import Arena, Score, worth
 from steersman.training.optimisers import Optimiser
 
 
@@ -26,7 +26,7 @@ class Generation(NamedTuple):
 
     number: int
     evaluations: int  # episodes played so far
-    best: float  # worth of the generation's best
+    best: float  # score of the generation's best
     mean: float
     sigma: float
     repeated: bool = False  # from a checkpoint: it was told of before
@@ -51,12 +51,13 @@ def search(
     seed: int,
     checkpoint: Path,
     progress: Callable[[Generation, CompiledPolicy], None],
+    score: Score = worth,
 ) -> Found:
     """Let `optimiser` search, and return the policy of its final mean.
 
     make: numbers → policy. pool: episodes to draw from, `episodes` of them (spread over the pool) a generation.
     checkpoint: a file that holds the values told so far; where it exists the search repeats its generations from it
-    without playing, and so goes on as if it had never stopped.
+    without playing, and so goes on as if it had never stopped. score: of an episode, and what is maximised.
     """
     rng = np.random.default_rng(seed)
     told = _load(checkpoint, optimiser.population)
@@ -68,7 +69,7 @@ def search(
         if repeated := number < len(told):
             values = told[number]
         else:
-            values = arena.values([make(x) for x in asked], drawn, seed=number * 1000)
+            values = arena.values([make(x) for x in asked], drawn, seed=number * 1000, score=score)
             told = np.vstack([told, values])
             checkpoint_file.save(checkpoint, partial(np.save, arr=told))
         optimiser.tell(values)

@@ -127,6 +127,7 @@ def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Reques
             seed=job.config.seed + 1,
             checkpoint=job.run.checkpoints / f"{algorithm}.npy",
             progress=progress,
+            score=job.objective,
         )
     return {"weights": (found.numbers * unit).tolist(), "episodes": found.evaluations}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,9 @@ def _train(job: Job, command: str) -> Result:
 
     # 4. Validation episodes choose; held-out ones are touched once, here.
     policies = [job.learned(weights, f"learned ({name})") for name, weights in candidates.items()]
-    values = arena.values(policies, job.validation, seed=VALIDATION)
+    values = arena.values(policies, job.validation, VALIDATION, job.objective)
     for policy, value in zip(policies, values, strict=True):
-        console.print(f"  {policy.name:<24} worth {value:.4f} on validation", highlight=False)
+        console.print(f"  {policy.name:<24} worth less waiting {value:.4f} on validation", highlight=False)
     chosen = int(values.argmax())
     winner, weights = policies[chosen], list(candidates.values())[chosen]
     with console.status("comparing on held-out episodes …"):
@@ -144,17 +145,18 @@ def _train(job: Job, command: str) -> Result:
         winner.name,
     )
     dashboard.save_figures(run.folder / "figures")
-    export_bundle(
-        run.bundle,
+    export = partial(
+        export_bundle,
         architecture=config.architecture,
-        weights=weights,
-        name=winner.name,
         fleet=job.fleet.model_dump(mode="json"),
         workload=job.workload.model_dump(mode="json"),
         command=command,
         seeds={"run": config.seed, "training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT},
         scorecard=scorecard,
     )
+    export(run.bundle, weights=weights, name=winner.name)
+    for (by, found_by), policy in zip(candidates.items(), policies, strict=True):
+        export(run.learned / by, weights=found_by, name=policy.name)
     tuned = {f"{name}-tuned": name for name in config.tune}
     best_spec = spec_of(tuned[best.name], best) if best.name in tuned else best.name
     return Result(winner, best_spec, comparison, paired, run.bundle)
@@ -182,7 +184,7 @@ def best_of(job: Job, candidates: dict[str, np.ndarray]) -> np.ndarray:
     """The weights that are worth most on the episodes that choose within a stage."""
     policies = [job.learned(weights, name) for name, weights in candidates.items()]
     episodes = job.episodes(SELECTION, 2 * len(job.config.loads))
-    return list(candidates.values())[int(job.arena.values(policies, episodes, seed=SELECTION).argmax())]
+    return list(candidates.values())[int(job.arena.values(policies, episodes, SELECTION, job.objective).argmax())]
 
 
 def worth_deploying(paired: Paired) -> bool:

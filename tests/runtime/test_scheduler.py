@@ -259,15 +259,15 @@ def test_holds_where_the_policy_prefers_it_until_it_has_waited_too_long() -> Non
     while (decision := s.decide(ticket)).kind is Kind.HOLD:
         assert (decision.replica, decision.policy) == (-1, "fixed")
         pause_s = s.held(ticket)
-        assert pause_s == 0.025  # of 0.5 s
+        assert pause_s == 0.05  # of 0.5 s
         clock.now += pause_s + 1e-3
         s.resumed(ticket)
         holds += 1
-    assert holds == 19
+    assert holds == 9
     assert ticket.holds == holds
     assert (decision.kind, decision.replica) == (Kind.DISPATCH, 0)
     assert s.reasons[-2] == Reason.WAITED
-    assert s.rows[-1, COLUMN["waited"]] == pytest.approx(holds * 0.026)
+    assert s.rows[-1, COLUMN["waited"]] == pytest.approx(holds * 0.051)
     s.dispatched(ticket, 0)
     assert counts(s)[0][:2] == (1, 1)
 
@@ -339,7 +339,7 @@ def test_where_every_allowed_replica_is_excluded_nothing_is_held() -> None:
 
 
 def test_the_same_situation_gives_the_same_bytes_as_in_the_simulator() -> None:
-    """Also to a request that was held: the second one comes back after a pause of 0.25 s."""
+    """Also to a request that was held: the second one comes back after a pause of 0.5 s."""
     played = episode([0.0, 0.1, 0.2, 0.3], [1000, 3000, 500, 700], 50, [0, 1, 0, 1], prefixes=[0, 1, 0, 1])
     simulated = SimulatedRuntime(fleet({}, {}))
     simulated.reset(played)
@@ -368,7 +368,7 @@ def test_the_same_situation_gives_the_same_bytes_as_in_the_simulator() -> None:
         assert live.reasons.tobytes() == simulated.reasons.tobytes()
         more = simulated.step(action)
         if action == simulated.hold:
-            assert live.held(ticket) == 0.25
+            assert live.held(ticket) == 0.5
         else:
             live.dispatched(ticket, action)
     assert order == [0, 1, 2, 3, 1]

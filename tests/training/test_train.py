@@ -118,6 +118,7 @@ def test_a_run_exports_a_bundle_with_its_scorecard(run: Path) -> None:
     assert names == ["jsed", "least-requests", "push-shed", "push-shed-tuned", "push-hold-shed-tuned", *learned]
     assert manifest.name in learned
     assert manifest.scorecard["learned"] == manifest.name
+    assert {open_bundle(path).manifest.name for path in (run / "learned").iterdir()} == set(learned)
     assert {path.stem for path in (run / "figures").glob("*.png")} >= {"goodput", "attainment", "ttft_cdf", "tpot_cdf"}
 
 

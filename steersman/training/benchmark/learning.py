@@ -45,7 +45,7 @@ def learn(job: Job, teacher: CompiledPolicy, seed: int) -> dict[str, Any]:
     found = search_scorer(job, ALGORITHM, np.array(cloned["weights"]), pool)
     candidates = {"imitation": cloned["weights"], "search": found["weights"]}
     policies = [job.learned(np.array(weights), name) for name, weights in candidates.items()]
-    worths = job.arena.values(policies, job.validation, seed=VALIDATION)
+    worths = job.arena.values(policies, job.validation, VALIDATION, job.objective)
     chosen = list(candidates)[int(worths.argmax())]
     played = job.config.imitation.episodes + found["episodes"] + len(policies) * len(job.validation)
     return {"weights": candidates[chosen], "episodes": played, "chosen": chosen}
