@@ -19,7 +19,7 @@ from steersman.runtime.requests import Requests
 from steersman.runtime.simulator.faults import Kind
 
 OUTPUT_MEMORY = 200.0  # requests over which a gateway's mean output length decays
-PAUSES, SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 10, 0.01, 2.0
+PAUSES, SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 10, 0.01, 0.5
 
 
 def plain(row: np.void) -> Any:
