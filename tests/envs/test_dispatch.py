@@ -94,7 +94,7 @@ def test_holding_costs_nothing_until_the_promise_is_broken() -> None:
     env = DispatchEnv("smoke", FLEET)
     env.reset(options={"requests": episode([1.0], 100, 5)})
     _, reward, over, _, info = env.step(2)
-    assert (reward, over, info["time_s"]) == (0.0, False, 1.025)
+    assert (reward, over, info["time_s"]) == (0.0, False, 1.05)
     assert env.step(0)[1] == TENANTS["strict"].weight
     env.reset(options={"requests": episode([1.0], 100, 5)})
     total, info = play(env, 2)  # held as long as it may be, then masked

@@ -126,7 +126,7 @@ def test_shares_count_requests_and_not_decisions() -> None:
     assert shares.requests == 600
     assert len(situations) == 600 + loose
     assert shares.held == pytest.approx(loose / 600)
-    assert shares.held_s == pytest.approx(0.25, abs=1e-6)  # a twentieth of 5 s
+    assert shares.held_s == pytest.approx(0.5, abs=1e-6)  # a tenth of 5 s
     assert (shares.sent, shares.shed) == (1.0, 0.0)
 
 
