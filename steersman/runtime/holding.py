@@ -6,9 +6,6 @@ beyond that target: by then the promise is broken.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy import ndarray
-
 from steersman.runtime.compiled import njit
 
 PAUSES = 10
@@ -19,11 +16,6 @@ LEAST_S, MOST_S = 0.01, 0.5
 def pause_s(ttft_slo_s):
     """Seconds until a held request is decided anew."""
     return min(MOST_S, max(LEAST_S, ttft_slo_s / PAUSES))
-
-
-def held_share(holds: ndarray, ttft_slo_s: ndarray) -> ndarray:
-    """Shares of their TTFT targets that requests spent held, each so often; (N,)."""
-    return np.asarray(holds * np.clip(ttft_slo_s / PAUSES, LEAST_S, MOST_S) / ttft_slo_s)
 
 
 @njit(forceinline=True)

@@ -91,11 +91,11 @@ class TrainingConfig(Model):
         default=["ars", "maskable-ppo"], min_length=1
     )
     reward: str = Field(default="missed", description="what PPO maximises: a module of steersman.envs.rewards")
-    holding: float = Field(
+    waiting: float = Field(
         default=0.2,
         ge=0,
-        description="what holding costs in the search: so much of the attainment for requests held up to their TTFT "
-        "targets. Heuristics are tuned without",
+        description="what waiting costs in the search: so much of the attainment for first tokens that come at their "
+        "deadlines, in place of at once. Heuristics are tuned without",
     )
     architecture: Architecture = Architecture()
     tune: list[str] = Field(

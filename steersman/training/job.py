@@ -56,7 +56,7 @@ class Job:
         self.fleet = load_fleet(find_config("fleets", self.config.fleet))
         self.arena = arenas(self.fleet, self.workload)
         self.dashboard = Dashboard(run.folder, list(self.workload.tenants), self.fleet.names)
-        self.objective: Score = partial(worth, holding=self.config.holding)
+        self.objective: Score = partial(worth, waiting=self.config.waiting)
         self.load = 1.0
         self.variants: list[tuple[int, float]] = []
         self._validation: list[Requests] = []

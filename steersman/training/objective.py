@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from steersman.runtime.fleet import Fleet
-from steersman.runtime.holding import held_share
 from steersman.runtime.outcomes import Episode
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator import SimulatedRuntime
+from steersman.runtime.tenant import tenant_table
 from steersman.runtime.workload import Workload
 from steersman.training.drawn import Drawn
 
@@ -30,11 +30,11 @@ class Sampler(Protocol):
 Score = Callable[[Episode], float]
 
 
-def worth(episode: Episode, holding: float = 0.0) -> float:
-    """Half the attainment over all requests, half that of the worst tenant; in [0, 1]. Less `holding` times the hold.
+def worth(episode: Episode, waiting: float = 0.0) -> float:
+    """Half the attainment over all requests, half that of the worst tenant; in [0, 1]. Less `waiting` times the wait.
 
     The SLO capacity asks for 95 % overall and 90 % of every tenant: a policy that sacrifices a tenant is not better.
-    The hold of a request is the share of its TTFT target that it waited at the gateway because the policy held it.
+    The wait of a request is its TTFT over its TTFT target, at most 1; 1 where no token came.
     """
     attained, tenant = episode.outcomes.attained, episode.requests.table["tenant"]
     if not len(attained):
@@ -42,9 +42,9 @@ def worth(episode: Episode, holding: float = 0.0) -> float:
     good = np.bincount(tenant, weights=attained)
     count = np.bincount(tenant)
     found = 0.5 * good.sum() / count.sum() + 0.5 * (good[count > 0] / count[count > 0]).min()
-    if holding:
-        targets = episode.requests.tenant_table["ttft_slo_s"][tenant]
-        found -= holding * held_share(episode.outcomes.holds, targets).mean()
+    if waiting:
+        targets = tenant_table(episode.requests.judged or episode.requests.tenants)["ttft_slo_s"][tenant]
+        found -= waiting * float(np.fmin(1.0, episode.outcomes.ttft_s / targets).mean())
     return float(found)
 
 

@@ -111,7 +111,7 @@ def _train(job: Job, command: str) -> Result:
     policies = [job.learned(weights, f"learned ({name})") for name, weights in candidates.items()]
     values = arena.values(policies, job.validation, VALIDATION, job.objective)
     for policy, value in zip(policies, values, strict=True):
-        console.print(f"  {policy.name:<24} worth less holding {value:.4f} on validation", highlight=False)
+        console.print(f"  {policy.name:<24} worth less waiting {value:.4f} on validation", highlight=False)
     chosen = int(values.argmax())
     winner, weights = policies[chosen], list(candidates.values())[chosen]
     with console.status("comparing on held-out episodes …"):

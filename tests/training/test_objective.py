@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import FASTEST, PATIENT, episode, fleet
+from simulated import FASTEST, TENANTS, episode, fleet
 
-from steersman.runtime.holding import held_share
 from steersman.runtime.outcomes import Episode, State
-from steersman.runtime.simulator import SimulatedRuntime
+from steersman.runtime.tenant import Tenant
 from steersman.training.objective import Arena, worth
 
 
@@ -21,6 +20,14 @@ def played() -> Episode:
     return Arena(fleet({}), threads=1).episode(FASTEST, requests, seed=0)
 
 
+def wait(episode: Episode, tenants: dict[str, Tenant]) -> float:
+    targets = [tenant.slo.ttft_s for tenant in tenants.values()]
+    waits = []
+    for ttft_s, tenant in zip(episode.outcomes.ttft_s, episode.requests.table["tenant"], strict=True):
+        waits.append(1.0 if np.isnan(ttft_s) else min(1.0, ttft_s / targets[tenant]))
+    return sum(waits) / len(waits)
+
+
 def test_half_is_of_all_requests_and_half_of_the_worst_tenant():
     one = played()
     attained, tenant = one.outcomes.attained, one.requests.table["tenant"]
@@ -29,20 +36,18 @@ def test_half_is_of_all_requests_and_half_of_the_worst_tenant():
     assert worth(one) == pytest.approx(0.5 * attained.mean() + 0.5 * attained[tenant == 0].mean())
 
 
-def test_holding_costs_the_share_of_the_target_that_it_took():
-    """The first is held four times, for 0.05 s of its 0.5 s each."""
-    runtime = SimulatedRuntime(fleet({}))
-    runtime.reset(episode([0.0, 0.1, 0.2, 0.3], [300, 100, 301, 301], 5, [0, 0, 1, 1]))
-    runtime.run(PATIENT)
-    one = runtime.episode
-    assert one.outcomes.holds.tolist() == [4, 0, 0, 0]
-    assert one.outcomes.ttft_s[0] > 0.2
-    assert worth(one) == 1.0
-    assert worth(one, 0.2) == pytest.approx(1.0 - 0.2 * 0.4 / 4)
+def test_waiting_costs_its_share_of_the_target_and_all_of_it_where_no_token_came():
+    one = played()
+    assert 0 < wait(one, TENANTS) < 1
+    assert worth(one, 0.2) == pytest.approx(worth(one) - 0.2 * wait(one, TENANTS))
 
 
-def test_a_long_target_is_held_for_in_short_pauses():
-    assert held_share(np.array([3, 3, 3]), np.array([0.05, 4.0, 60.0])) == pytest.approx([0.6, 0.3, 0.025])
+def test_waiting_is_measured_by_the_promises_that_count():
+    one = played()
+    true = {name: tenant.model_copy(update={"slo": TENANTS["loose"].slo}) for name, tenant in TENANTS.items()}
+    blind = replace(one, requests=replace(one.requests, judged=true))
+    assert wait(one, true) < wait(one, TENANTS)
+    assert worth(blind, 0.2) == pytest.approx(worth(one) - 0.2 * wait(one, true))
 
 
 def test_an_episode_without_requests_misses_nothing():
