@@ -155,8 +155,8 @@ def _train(job: Job, command: str) -> Result:
         scorecard=scorecard,
     )
     export(run.bundle, weights=weights, name=winner.name)
-    for (by, found_by), policy in zip(candidates.items(), policies, strict=True):
-        export(run.learned / by, weights=found_by, name=policy.name)
+    for name, policy in zip(candidates, policies, strict=True):
+        export(run.learned / name, weights=candidates[name], name=policy.name)
     tuned = {f"{name}-tuned": name for name in config.tune}
     best_spec = spec_of(tuned[best.name], best) if best.name in tuned else best.name
     return Result(winner, best_spec, comparison, paired, run.bundle)
