@@ -92,10 +92,10 @@ class TrainingConfig(Model):
     )
     reward: str = Field(default="missed", description="what PPO maximises: a module of steersman.envs.rewards")
     waiting: float = Field(
-        default=0.2,
+        default=0.02,
         ge=0,
-        description="what waiting costs in the search: so much of the attainment for first tokens that come at their "
-        "deadlines, in place of at once. Heuristics are tuned without",
+        description="what a second of waiting for the first token costs in the search, in attainment, up to the "
+        "TTFT target. Heuristics are tuned without",
     )
     architecture: Architecture = Architecture()
     tune: list[str] = Field(

@@ -31,10 +31,11 @@ Score = Callable[[Episode], float]
 
 
 def worth(episode: Episode, waiting: float = 0.0) -> float:
-    """Half the attainment over all requests, half that of the worst tenant; in [0, 1]. Less `waiting` times the wait.
+    """Half the attainment over all requests, half that of the worst tenant; in [0, 1]. Less `waiting` for each second
+    that a request waits on average.
 
     The SLO capacity asks for 95 % overall and 90 % of every tenant: a policy that sacrifices a tenant is not better.
-    The wait of a request is its TTFT over its TTFT target, at most 1; 1 where no token came.
+    A request waits for its TTFT, in seconds, but at most for its TTFT target, and for that where no token came.
     """
     attained, tenant = episode.outcomes.attained, episode.requests.table["tenant"]
     if not len(attained):
@@ -44,7 +45,7 @@ def worth(episode: Episode, waiting: float = 0.0) -> float:
     found = 0.5 * good.sum() / count.sum() + 0.5 * (good[count > 0] / count[count > 0]).min()
     if waiting:
         targets = tenant_table(episode.requests.judged or episode.requests.tenants)["ttft_slo_s"][tenant]
-        found -= waiting * float(np.fmin(1.0, episode.outcomes.ttft_s / targets).mean())
+        found -= waiting * float(np.fmin(targets, episode.outcomes.ttft_s).mean())
     return float(found)
 
 

@@ -19,6 +19,7 @@ from steersman.training.stages import Clock
 
 SIGMA = 0.2  # of each parameter's range, at the start
 STRETCH = 40  # generations over which worth is averaged: single ones draw easy and hard episodes
+FEW, SHORT_STRETCH = 4, 20  # with so few numbers half a stretch is enough
 GAIN = 5e-4  # of worth, from one stretch to the next: less is none
 
 Ranges = Mapping[str, tuple[float, float]]  # by parameter
@@ -48,6 +49,8 @@ def tune_heuristic(
     """
     config = job.config.search
     most, means, clock = generations or config.generations, list[float](), Clock()
+    policy = resolve(name)
+    stretch = SHORT_STRETCH if len(ranges or policy.params) <= FEW else STRETCH
     with stage(job.console, f"{title}tuning {name}", most) as shown:
 
         def progress(generation: Generation, policy: CompiledPolicy) -> None:
@@ -56,12 +59,12 @@ def tune_heuristic(
             if not generation.repeated:
                 job.dashboard.scalars(generation.number, {f"{tags.TUNED}{name}/worth": generation.mean})
             means.append(generation.mean)
-            if converged(means):
+            if converged(means, stretch):
                 raise Converged(Found(policy, policy.values, generation.evaluations))
 
         try:
             found = tune(
-                resolve(name),
+                policy,
                 ranges,
                 population=config.population,
                 seed=job.config.seed + 1,
@@ -78,11 +81,11 @@ def tune_heuristic(
     return {"values": found.policy.values.tolist(), "episodes": found.evaluations}
 
 
-def converged(means: Sequence[float]) -> bool:
+def converged(means: Sequence[float], stretch: int = STRETCH) -> bool:
     """Whether a stretch of generations has just ended that was no better than the one before."""
-    if len(means) % STRETCH or len(means) < 2 * STRETCH:
+    if len(means) % stretch or len(means) < 2 * stretch:
         return False
-    return bool(np.mean(means[-STRETCH:]) < np.mean(means[-2 * STRETCH : -STRETCH]) + GAIN)
+    return bool(np.mean(means[-stretch:]) < np.mean(means[-2 * stretch : -stretch]) + GAIN)
 
 
 def tune(policy: CompiledPolicy, ranges: Ranges | None = None, *, population: int, seed: int, **options: Any) -> Found:

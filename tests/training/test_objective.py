@@ -24,7 +24,7 @@ def wait(episode: Episode, tenants: dict[str, Tenant]) -> float:
     targets = [tenant.slo.ttft_s for tenant in tenants.values()]
     waits = []
     for ttft_s, tenant in zip(episode.outcomes.ttft_s, episode.requests.table["tenant"], strict=True):
-        waits.append(1.0 if np.isnan(ttft_s) else min(1.0, ttft_s / targets[tenant]))
+        waits.append(targets[tenant] if np.isnan(ttft_s) else min(targets[tenant], ttft_s))
     return sum(waits) / len(waits)
 
 
@@ -36,22 +36,23 @@ def test_half_is_of_all_requests_and_half_of_the_worst_tenant():
     assert worth(one) == pytest.approx(0.5 * attained.mean() + 0.5 * attained[tenant == 0].mean())
 
 
-def test_waiting_costs_its_share_of_the_target_and_all_of_it_where_no_token_came():
+def test_waiting_costs_by_the_second_and_for_the_whole_target_where_no_token_came():
     one = played()
-    assert 0 < wait(one, TENANTS) < 1
-    assert worth(one, 0.2) == pytest.approx(worth(one) - 0.2 * wait(one, TENANTS))
+    assert np.isnan(one.outcomes.ttft_s).any()
+    assert wait(one, TENANTS) > 0
+    assert worth(one, 0.02) == pytest.approx(worth(one) - 0.02 * wait(one, TENANTS))
 
 
 def test_waiting_is_measured_by_the_promises_that_count():
     one = played()
     true = {name: tenant.model_copy(update={"slo": TENANTS["loose"].slo}) for name, tenant in TENANTS.items()}
     blind = replace(one, requests=replace(one.requests, judged=true))
-    assert wait(one, true) < wait(one, TENANTS)
-    assert worth(blind, 0.2) == pytest.approx(worth(one) - 0.2 * wait(one, true))
+    assert wait(one, true) > wait(one, TENANTS)
+    assert worth(blind, 0.02) == pytest.approx(worth(one) - 0.02 * wait(one, true))
 
 
 def test_an_episode_without_requests_misses_nothing():
     one = played()
     nothing = replace(one, requests=replace(one.requests, table=one.requests.table[:0]))
     nothing = replace(nothing, outcomes=replace(one.outcomes, attained=np.zeros(0, np.bool_)))
-    assert worth(nothing, 0.2) == 1.0
+    assert worth(nothing, 0.02) == 1.0
