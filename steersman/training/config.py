@@ -45,6 +45,14 @@ class PpoConfig(Model):
         default="best",
         description="the weights it starts from: of the best learned so far, or the cloned ones, or random",
     )
+    advantages: Literal["roll-outs", "gae"] = Field(
+        default="roll-outs",
+        description="of all candidates at some decisions, by counterfactual roll-outs; or of those taken, by GAE. "
+        "rllib-ppo has GAE only",
+    )
+    tried_episodes: int = Field(default=48, ge=1, description="roll-outs: training episodes in a collection")
+    tried_decisions: int = Field(default=300, ge=1, description="roll-outs: decisions of each at which all is tried")
+    refresh: int = Field(default=8, ge=1, description="roll-outs: updates between two collections")
     steps: int = Field(default=200_000, ge=1)
     envs: int = Field(default=16, ge=1)
     runners: int = Field(

@@ -14,6 +14,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from steersman.agents.sb3 import MaskableScorerPolicy, ScorerPolicy
+from steersman.agents.scorer import Scorer
 from steersman.envs.sb3 import SB3VecEnv
 from steersman.envs.vector import DispatchVectorEnv
 from steersman.runtime.network import Architecture
@@ -23,6 +24,7 @@ from steersman.training.checkpoint import load, save
 from steersman.training.config import PpoConfig
 from steersman.training.job import Job
 from steersman.training.progress import Stage, stage
+from steersman.training.situations import SituationsEnv
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "ppo": (PPO, ScorerPolicy),
@@ -37,7 +39,7 @@ SHOWN = {
     "train/explained_variance": "train/explained_variance",
     "train/clip_fraction": "train/clip_fraction",
 }
-EVALUATE_EVERY = 10  # rollouts
+EVALUATE_EVERY, EVALUATE_SOON = 10, 2  # rollouts; the latter with roll-outs, which go far in one update
 
 
 def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architecture, seed: int) -> Any:
@@ -46,7 +48,7 @@ def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architect
     return kind(
         policy,
         env,
-        n_steps=config.rollout,
+        n_steps=config.envs * config.rollout // env.num_envs,
         batch_size=config.batch,
         n_epochs=config.epochs,
         learning_rate=config.learning_rate,
@@ -89,8 +91,8 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
     every evaluation, and goes on from one where it exists.
     """
     config, seed = job.config.ppo, job.config.seed
-    env = environment(job)
     checkpoint = job.run.checkpoints / f"{algorithm}.zip"
+    env: Any = environment(job) if config.advantages == "gae" else SituationsEnv(job)
     model: Any = load(checkpoint, lambda file: KINDS[algorithm][0].load(file, env=env, device="cpu"))
     if model is None:
         model = make(algorithm, env, config, job.config.architecture, seed)
@@ -98,6 +100,8 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
             model.policy.scorer.set_weights(start)
     env.seed(seed + model.num_timesteps)  # after a resumption other episodes than those it began with
     model.set_logger(silent())
+    if config.advantages == "roll-outs":
+        env.refresh(model.policy.scorer.get_weights(), model.num_timesteps)
     with stage(job.console, algorithm, config.steps) as shown:
         callback = _Callback(job, shown, algorithm, checkpoint)
         left = config.steps - model.num_timesteps
@@ -120,11 +124,31 @@ class _Callback(BaseCallback):
         self._job, self._shown, self._name, self._checkpoint = job, shown, name, checkpoint
         self._steps = job.config.ppo.steps
         self.best = Best(job, name, checkpoint.with_suffix(".best.npy"))
+        self._went_on_from, self._their_worth = np.zeros(0), -np.inf
         self._rollouts, self._attainment = 0, 0.0
         self._started, self._start_steps = time.monotonic(), -1
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_start(self) -> None:
+        self._went_on_from = self._scorer.get_weights()
+        self._their_worth = self.best.measure(self._went_on_from)
+
+    def _on_rollout_start(self) -> None:
+        """With roll-outs, collect anew now and then, from the best weights so far, those of the start among them."""
+        config = self._job.config.ppo
+        if config.advantages == "gae" or not self._rollouts or self._rollouts % config.refresh:
+            return
+        if self.best.worth > self._their_worth:
+            self._went_on_from, self._their_worth = self.best.weights, self.best.worth
+        self._scorer.set_weights(self._went_on_from)
+        self.training_env.env_method("refresh", self._went_on_from, self.num_timesteps)
+
+    @property
+    def _scorer(self) -> Scorer:
+        scorer: Scorer = self.model.policy.scorer  # type: ignore[assignment]
+        return scorer
 
     def _on_rollout_end(self) -> None:
         if self._start_steps < 0:
@@ -136,10 +160,11 @@ class _Callback(BaseCallback):
         figures = {tags.REWARD: reward, "train/speed_steps_per_s": speed} | {
             ours: float(values[theirs]) for theirs, ours in SHOWN.items() if theirs in values
         }
-        if self._rollouts % EVALUATE_EVERY and self.num_timesteps < self._steps:
+        every = EVALUATE_EVERY if self._job.config.ppo.advantages == "gae" else EVALUATE_SOON
+        if self._rollouts % every and self.num_timesteps < self._steps:
             self._job.dashboard.scalars(self.num_timesteps, figures)
         else:
-            weights = self.model.policy.scorer.get_weights()  # type: ignore[union-attr,operator]
+            weights = self._scorer.get_weights()
             policy = self._job.learned(weights, self._name)
             self._attainment = self._job.watch(self.num_timesteps, policy, figures).attainment
             self.best.consider(weights)

@@ -22,6 +22,7 @@ from steersman.training.config import TrainingConfig
 from steersman.training.job import Job
 from steersman.training.objective import Arena
 from steersman.training.run import Run
+from steersman.training.situations import SituationsEnv
 
 FLEET = {
     "description": "Two unlike replicas.",
@@ -66,7 +67,7 @@ TRAINING = {
     "variants": {"count": 2, "share": 0.5},
     "search": {"population": 4, "generations": 3, "episodes": 2, "pool": 6},
     "imitation": {"episodes": 2, "epochs": 2, "batch": 64},
-    "ppo": {"steps": 512, "envs": 4, "rollout": 64, "batch": 64},
+    "ppo": {"steps": 512, "envs": 4, "rollout": 64, "batch": 64, "tried_episodes": 2, "tried_decisions": 10},
     "validation_episodes": 3,
     "held_out_episodes": 3,
 }
@@ -189,11 +190,31 @@ def test_a_resumed_ppo_plays_other_episodes_than_those_it_began_with(
 
     monkeypatch.setattr(SB3VecEnv, "reset", recorded)
     for steps in (256, 512):
-        settings = validate(TrainingConfig, apply_sets(read_yaml(config), [f"ppo.steps={steps}"]), "test")
+        sets = ["ppo.advantages=gae", f"ppo.steps={steps}"]
+        settings = validate(TrainingConfig, apply_sets(read_yaml(config), sets), "test")
         job = Job(Run(tmp_path, settings), Console(quiet=True), None)
         assert ppo.learn(job, "maskable-ppo", None)["steps"] == steps
         job.close()
     assert not begun[0] & begun[1]
+
+
+def test_a_resumed_ppo_tries_other_decisions_than_those_it_began_with(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, refresh = [], SituationsEnv.refresh
+
+    def recorded(self: SituationsEnv, weights: np.ndarray, number: int) -> None:
+        begun.append(number)
+        refresh(self, weights, number)
+
+    monkeypatch.setattr(SituationsEnv, "refresh", recorded)
+    for steps in (512, 1024):
+        sets = ["ppo.refresh=1", f"ppo.steps={steps}"]
+        settings = validate(TrainingConfig, apply_sets(read_yaml(config), sets), "test")
+        job = Job(Run(tmp_path, settings), Console(quiet=True), None)
+        assert ppo.learn(job, "maskable-ppo", None)["steps"] == steps
+        job.close()
+    assert begun == [0, 256, 512, 768]
 
 
 @pytest.mark.parametrize("kind", ["heuristics", "workloads", "fleets"])
