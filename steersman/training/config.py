@@ -98,7 +98,7 @@ class TrainingConfig(Model):
     algorithms: list[Literal["cma-es", "ars", "ppo", "maskable-ppo", "rllib-ppo"]] = Field(
         default=["ars", "maskable-ppo"], min_length=1
     )
-    reward: str = Field(default="missed", description="what PPO maximises: a module of steersman.envs.rewards")
+    reward: str = Field(default="missed", description="what PPO maximises with GAE: a module of steersman.envs.rewards")
     waiting: float = Field(
         default=0.02,
         ge=0,
