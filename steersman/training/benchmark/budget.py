@@ -40,8 +40,8 @@ class Budget(Model):
 
     @property
     def teacher_generations(self) -> int:
-        """Of the budget of a learned policy, those that go into tuning its teacher: a quarter."""
-        return max(1, self.generations // 4)
+        """Of the budget of a learned policy, those that go into tuning its teacher: an eighth."""
+        return max(1, self.generations // 8)
 
     @property
     def evaluations(self) -> int:
