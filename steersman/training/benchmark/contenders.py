@@ -80,7 +80,7 @@ def prepared(scenario: Scenario, folder: Folder, console: Console, arenas: Arena
     """Tuned heuristics and learned policies for a scenario.
 
     Every tunable heuristic has the whole budget. The learned policies' teacher, who sends, holds and sheds, is taken as
-    it was after a quarter of the budget, and they have the rest: nobody had more.
+    it was after an eighth of the budget, and they have the rest: nobody had more.
     """
     budget = folder.plan.budget
     job = _job(scenario, folder, console, arenas)
@@ -99,9 +99,9 @@ def prepared(scenario: Scenario, folder: Folder, console: Console, arenas: Arena
         if not budget.training_seeds:
             return searched
         # The first generations of its tuning once more, from its checkpoint: nothing is played.
-        name, quarter = job.config.imitation.teacher, budget.teacher_generations
+        name, first = job.config.imitation.teacher, budget.teacher_generations
         taught = job.run.once(
-            "teacher", lambda: tune_heuristic(job, name, pool, generations=quarter, title=f"{title}the teacher, ")
+            "teacher", lambda: tune_heuristic(job, name, pool, generations=first, title=f"{title}the teacher, ")
         )
         teacher = resolve(name).with_values(np.array(taught["values"]))
     finally:

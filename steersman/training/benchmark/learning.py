@@ -17,7 +17,7 @@ SEEDS_APART = 10_000  # first seeds of the training episodes of two training see
 
 
 def training_config(budget: Budget, workload: str, fleet: str, episode_s: float | None, seed: int) -> TrainingConfig:
-    """The training of one learned policy: what is left of the budget, when its teacher has had a quarter of it.
+    """The training of one learned policy: what is left of the budget, when its teacher has had an eighth of it.
 
     One generation less than that, for the episodes of the imitation and of the choice at the end.
     """
