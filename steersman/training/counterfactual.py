@@ -26,7 +26,7 @@ class Situations(NamedTuple):
 
     rows: np.ndarray  # float32 (D, C, WIDTH)
     tried: np.ndarray  # bool (D, C): the candidates whose advantage is known
-    advantages: np.ndarray  # float32 (D, C): requests more within their SLOs than by the policy's own choice
+    advantages: np.ndarray  # float32 (D, C): `Values` above that of the policy's own choice; 0 where not tried
 
 
 class Asked(NamedTuple):
