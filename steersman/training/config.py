@@ -9,8 +9,6 @@ from pydantic import Field
 from steersman.runtime.config import Model
 from steersman.runtime.network import Architecture
 
-TEACHERS_PART = 8
-
 
 class SearchConfig(Model):
     """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic may play as many episodes."""
@@ -21,18 +19,12 @@ class SearchConfig(Model):
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
     sigma: float = Field(default=0.15, gt=0, description="of steps, in typical weights; CMA-ES adapts it")
 
-    @property
-    def teacher_generations(self) -> int:
-        """Of the tuning of the heuristic that is imitated, those that come before: an eighth."""
-        return max(1, self.generations // TEACHERS_PART)
-
 
 class ImitationConfig(Model):
     """Behaviour cloning of a heuristic: a warm start."""
 
     teacher: str = Field(
-        default="push-hold-shed",
-        description="whom the scorer imitates; after an eighth of its tuning where it is among `tune`",
+        default="push-hold-shed", description="whom the scorer imitates; its tuned form where it is among `tune`"
     )
     episodes: int = Field(default=9, ge=1)
     epochs: int = Field(default=12, ge=1)

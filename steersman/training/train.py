@@ -88,11 +88,7 @@ def _train(job: Job, command: str) -> Result:
 
     # 2. The scorer imitates one that uses all that it may do: send, hold, shed …
     teacher = config.imitation.teacher
-    teacher_policy = resolve(teacher)
-    if teacher in config.tune:  # as it was early in its tuning: from the checkpoint, nothing is played
-        early = partial(tune_heuristic, job, teacher, pool, generations=config.search.teacher_generations)
-        taught = run.once("teacher", lambda: early(title="the teacher, "))
-        teacher_policy = teacher_policy.with_values(np.array(taught["values"]), f"{teacher}-tuned")
+    teacher_policy = known.get(f"{teacher}-tuned") or resolve(teacher)
     cloned = run.once("imitation", lambda: imitate_policy(job, teacher_policy))
     start = np.array(cloned["weights"])
     candidates = {"imitation": start}

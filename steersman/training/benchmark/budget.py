@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import Field
 
 from steersman.runtime.config import Model
-from steersman.training.config import TEACHERS_PART
 
 # First seeds of held-out episodes, which nothing else plays: training has 0 to 2,000,000 and their parts.
 HELD_OUT = 6_000_000
@@ -42,7 +41,7 @@ class Budget(Model):
     @property
     def teacher_generations(self) -> int:
         """Of the budget of a learned policy, those that go into tuning its teacher: an eighth."""
-        return max(1, self.generations // TEACHERS_PART)
+        return max(1, self.generations // 8)
 
     @property
     def evaluations(self) -> int:
