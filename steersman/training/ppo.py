@@ -39,7 +39,7 @@ SHOWN = {
     "train/explained_variance": "train/explained_variance",
     "train/clip_fraction": "train/clip_fraction",
 }
-EVALUATE_EVERY, EVALUATE_SOON = 10, 2  # rollouts; the latter with roll-outs, which go far in one update
+EVALUATE_EVERY = 10  # rollouts
 
 
 def make(algorithm: str, env: VecEnv, config: PpoConfig, architecture: Architecture, seed: int) -> Any:
@@ -100,12 +100,13 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
             model.policy.scorer.set_weights(start)
     env.seed(seed + model.num_timesteps)  # after a resumption other episodes than those it began with
     model.set_logger(silent())
-    if config.advantages == "roll-outs":
-        env.refresh(model.policy.scorer.get_weights(), model.num_timesteps)
     with stage(job.console, algorithm, config.steps) as shown:
-        callback = _Callback(job, shown, algorithm, checkpoint)
+        kind = _Callback if config.advantages == "gae" else _CollectingCallback
+        callback = kind(job, shown, algorithm, checkpoint)
         left = config.steps - model.num_timesteps
         if left > 0:
+            if config.advantages == "roll-outs":
+                env.refresh(model.policy.scorer.get_weights(), model.num_timesteps)
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
         callback.best.consider(model.policy.scorer.get_weights())
     env.close()
@@ -119,31 +120,18 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
 class _Callback(BaseCallback):
     """Progress, evaluation, and checkpoints."""
 
+    evaluate_every = EVALUATE_EVERY
+
     def __init__(self, job: Job, shown: Stage, name: str, checkpoint: Path) -> None:
         super().__init__()
         self._job, self._shown, self._name, self._checkpoint = job, shown, name, checkpoint
         self._steps = job.config.ppo.steps
         self.best = Best(job, name, checkpoint.with_suffix(".best.npy"))
-        self._went_on_from, self._their_worth = np.zeros(0), -np.inf
         self._rollouts, self._attainment = 0, 0.0
         self._started, self._start_steps = time.monotonic(), -1
 
     def _on_step(self) -> bool:
         return True
-
-    def _on_training_start(self) -> None:
-        self._went_on_from = self._scorer.get_weights()
-        self._their_worth = self.best.measure(self._went_on_from)
-
-    def _on_rollout_start(self) -> None:
-        """With roll-outs, collect anew now and then, from the best weights so far, those of the start among them."""
-        config = self._job.config.ppo
-        if config.advantages == "gae" or not self._rollouts or self._rollouts % config.refresh:
-            return
-        if self.best.worth > self._their_worth:
-            self._went_on_from, self._their_worth = self.best.weights, self.best.worth
-        self._scorer.set_weights(self._went_on_from)
-        self.training_env.env_method("refresh", self._went_on_from, self.num_timesteps)
 
     @property
     def _scorer(self) -> Scorer:
@@ -160,8 +148,7 @@ class _Callback(BaseCallback):
         figures = {tags.REWARD: reward, "train/speed_steps_per_s": speed} | {
             ours: float(values[theirs]) for theirs, ours in SHOWN.items() if theirs in values
         }
-        every = EVALUATE_EVERY if self._job.config.ppo.advantages == "gae" else EVALUATE_SOON
-        if self._rollouts % every and self.num_timesteps < self._steps:
+        if self._rollouts % self.evaluate_every and self.num_timesteps < self._steps:
             self._job.dashboard.scalars(self.num_timesteps, figures)
         else:
             weights = self._scorer.get_weights()
@@ -173,3 +160,21 @@ class _Callback(BaseCallback):
             min(self.num_timesteps, self._steps),
             f"reward {reward:+.4f}  attainment {self._attainment:.1%}  {speed:.0f} steps/s",
         )
+
+
+class _CollectingCallback(_Callback):
+    """Now and then, decisions are collected anew, from the best weights so far, those at the beginning among them."""
+
+    evaluate_every = 2  # updates go far
+
+    def _on_training_start(self) -> None:
+        self._weights = self._scorer.get_weights()
+        self._worth = self.best.measure(self._weights)
+
+    def _on_rollout_start(self) -> None:
+        if not self._rollouts or self._rollouts % self._job.config.ppo.refresh:
+            return
+        if self.best.worth > self._worth:
+            self._weights, self._worth = self.best.weights, self.best.worth
+        self._scorer.set_weights(self._weights)
+        self.training_env.env_method("refresh", self._weights, self.num_timesteps)

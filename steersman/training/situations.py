@@ -32,16 +32,18 @@ class SituationsEnv(VecEnv):
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        count = job.config.search.pool
         # Where SLOs are hidden, roll-outs would count by those that are told.
-        self._pool = [one for one in job.pool(TRAINING, job.config.search.pool) if one.judged is None]
+        told = [one for one in job.pool(TRAINING, count) if one.judged is None]
+        self._pool = told or job.episodes(TRAINING, count)
         fleets = [one.fleet for one in self._pool if isinstance(one, Drawn) and one.fleet is not None]
         self._candidates = max(candidates_for(len(fleet.groups)) for fleet in fleets)
         self._collected: Situations | None = None
         self._situations: Situations | None = None
         self._rng = np.random.default_rng(job.config.seed)
-        count = job.config.ppo.rollout
-        self._drawn, self._actions = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        super().__init__(count, observation_space(self._candidates), action_space(self._candidates))
+        at_once = job.config.ppo.rollout
+        self._drawn, self._actions = np.zeros(at_once, np.int64), np.zeros(at_once, np.int64)
+        super().__init__(at_once, observation_space(self._candidates), action_space(self._candidates))
 
     def refresh(self, weights: np.ndarray, number: int) -> None:
         """Go on, after the next step, with decisions of the scorer with `weights`.

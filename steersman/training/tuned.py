@@ -49,8 +49,8 @@ def tune_heuristic(
     """
     config = job.config.search
     most, means, clock = generations or config.generations, list[float](), Clock()
-    policy = resolve(name)
-    stretch = SHORT_STRETCH if len(ranges or policy.params) <= FEW else STRETCH
+    shipped = resolve(name)
+    stretch = SHORT_STRETCH if len(ranges or shipped.params) <= FEW else STRETCH
     with stage(job.console, f"{title}tuning {name}", most) as shown:
 
         def progress(generation: Generation, policy: CompiledPolicy) -> None:
@@ -64,7 +64,7 @@ def tune_heuristic(
 
         try:
             found = tune(
-                policy,
+                shipped,
                 ranges,
                 population=config.population,
                 seed=job.config.seed + 1,

@@ -179,6 +179,16 @@ def test_an_interrupted_run_goes_on_to_the_same_policy(
         assert stage(only_run(tmp_path), name) == stage(run, name)
 
 
+def resumed_at(config: Path, folder: Path, change: str, ends: tuple[int, int]) -> None:
+    """MaskablePPO with a change to the training file, to one number of steps, and from there to another."""
+    for steps in ends:
+        sets = [change, f"ppo.steps={steps}"]
+        settings = validate(TrainingConfig, apply_sets(read_yaml(config), sets), "test")
+        job = Job(Run(folder, settings), Console(quiet=True), None)
+        assert ppo.learn(job, "maskable-ppo", None)["steps"] == steps
+        job.close()
+
+
 def test_a_resumed_ppo_plays_other_episodes_than_those_it_began_with(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,12 +199,7 @@ def test_a_resumed_ppo_plays_other_episodes_than_those_it_began_with(
         return reset(self)
 
     monkeypatch.setattr(SB3VecEnv, "reset", recorded)
-    for steps in (256, 512):
-        sets = ["ppo.advantages=gae", f"ppo.steps={steps}"]
-        settings = validate(TrainingConfig, apply_sets(read_yaml(config), sets), "test")
-        job = Job(Run(tmp_path, settings), Console(quiet=True), None)
-        assert ppo.learn(job, "maskable-ppo", None)["steps"] == steps
-        job.close()
+    resumed_at(config, tmp_path, "ppo.advantages=gae", (256, 512))
     assert not begun[0] & begun[1]
 
 
@@ -208,12 +213,7 @@ def test_a_resumed_ppo_tries_other_decisions_than_those_it_began_with(
         refresh(self, weights, number)
 
     monkeypatch.setattr(SituationsEnv, "refresh", recorded)
-    for steps in (512, 1024):
-        sets = ["ppo.refresh=1", f"ppo.steps={steps}"]
-        settings = validate(TrainingConfig, apply_sets(read_yaml(config), sets), "test")
-        job = Job(Run(tmp_path, settings), Console(quiet=True), None)
-        assert ppo.learn(job, "maskable-ppo", None)["steps"] == steps
-        job.close()
+    resumed_at(config, tmp_path, "ppo.refresh=1", (512, 1024))
     assert begun == [0, 256, 512, 768]
 
 
