@@ -51,11 +51,18 @@ class Scorer(nn.Module):
         """Raw observations as the network sees them, same shape."""
         return (torch.asinh(rows / self.scale) / self.width).clamp(-LIMIT, LIMIT)
 
+    def gates(self, features: Tensor) -> Tensor:
+        """[1, some request features] of normalised rows: (…, C, 1 + G)."""
+        return torch.cat([torch.ones_like(features[..., :1]), features[..., self.architecture.gate_columns]], dim=-1)
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """What the bilinear weights multiply, in their order: (…, C, WIDTH) → (…, C, F · (1 + G))."""
+        features = self.normalise(rows)
+        return (features[..., :CANDIDATE_FEATURES, None] * self.gates(features)[..., None, :]).flatten(-2)
+
     def forward(self, rows: Tensor) -> Tensor:
         features = self.normalise(rows)
-        gates = features[..., self.architecture.gate_columns]
-        gates = torch.cat([torch.ones_like(features[..., :1]), gates], dim=-1)
-        scores = (features[..., :CANDIDATE_FEATURES] @ self.bilinear * gates).sum(-1)
+        scores = (features[..., :CANDIDATE_FEATURES] @ self.bilinear * self.gates(features)).sum(-1)
         if self.output is None:
             return scores
         for layer in self.layers:

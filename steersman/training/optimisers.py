@@ -63,11 +63,11 @@ class CmaEs:
 
 
 class Ars:
-    """Augmented random search: Mania, Guy and Recht, "Simple random search of static policies", 2018 (ARS V1-t).
+    """Augmented random search: Mania, Guy and Recht, "Simple random search of static policies", 2018 (ARS V1).
 
-    Half of the population are random directions, the other half their opposites. The better half of the directions
-    move the mean, each by the difference that it made, in units of the standard deviation of what they were worth.
-    sigma: both the size of a direction and of a step.
+    Half of the population are random directions, the other half their opposites. All of them move the mean, each by the
+    difference that it made, in units of the standard deviation of what they were worth. sigma: both the size of a
+    direction and of a step.
     """
 
     def __init__(self, start: np.ndarray, *, sigma: float, population: int, seed: int) -> None:
@@ -90,8 +90,7 @@ class Ars:
 
     def tell(self, values: np.ndarray) -> None:
         pairs = values.reshape(2, -1)
-        top = np.argsort(-pairs.max(axis=0), kind="stable")[: max(1, pairs.shape[1] // 2)]
-        deviation = pairs[:, top].std()
+        deviation = pairs.std()
         if deviation > 0:
-            gain = (pairs[0, top] - pairs[1, top]) @ self._directions[top]
-            self._mean = self._mean + self._sigma / (len(top) * deviation) * gain
+            gain = (pairs[0] - pairs[1]) @ self._directions
+            self._mean = self._mean + self._sigma / (len(self._directions) * deviation) * gain

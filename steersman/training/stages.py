@@ -15,6 +15,7 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.policy import CompiledPolicy
 from steersman.runtime.requests import Requests
 from steersman.training import tags
+from steersman.training.directions import directions
 from steersman.training.imitate import imitate, record, thinned
 from steersman.training.job import TRAINING, Job
 from steersman.training.optimisers import Ars, CmaEs
@@ -92,8 +93,7 @@ OPTIMISERS: dict[str, Any] = {"cma-es": CmaEs, "ars": Ars}
 def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Requests]) -> dict[str, Any]:
     """`algorithm`, a key of OPTIMISERS, over the scorer's weights, from `start`. {"weights", "episodes"}"""
     config = job.config.search
-    # One unit of the search is the typical size of a weight, so that a single sigma suits them all.
-    unit = float(np.sqrt(np.mean(start**2)))
+    basis = directions(job, start)
     with stage(job.console, algorithm, config.generations) as shown:
         clock, attainment = Clock(), 0.0
 
@@ -115,10 +115,10 @@ def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Reques
             )
 
         optimiser = OPTIMISERS[algorithm](
-            start / unit, sigma=config.sigma, population=config.population, seed=job.config.seed + 1
+            np.zeros(len(start)), sigma=config.sigma, population=config.population, seed=job.config.seed + 1
         )
         found = search(
-            lambda x: job.learned(x * unit, algorithm),
+            lambda z: job.learned(start + basis @ z, algorithm),
             optimiser,
             generations=config.generations,
             pool=pool,
@@ -129,7 +129,7 @@ def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Reques
             progress=progress,
             score=job.objective,
         )
-    return {"weights": (found.numbers * unit).tolist(), "episodes": found.evaluations}
+    return {"weights": (start + basis @ found.numbers).tolist(), "episodes": found.evaluations}
 
 
 class Clock:

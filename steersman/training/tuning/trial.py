@@ -15,6 +15,7 @@ from rich.console import Console
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.config import TrainingConfig
+from steersman.training.directions import directions
 from steersman.training.job import SELECTION, TRAINING, Job
 from steersman.training.objective import Arena, ArenaMaker
 from steersman.training.run import Run
@@ -74,7 +75,7 @@ def search_rounds(
 ) -> None:
     """CMA-ES or ARS; reported every 1/rounds of the generations. It goes on from its own checkpoint in `folder`."""
     config, algorithm = job.config.search, job.config.algorithms[0]
-    unit = float(np.sqrt(np.mean(start**2)))
+    basis = directions(job, start)
     due = {round(config.generations * (k + 1) / tuning.rounds) for k in range(tuning.rounds)}
 
     def progress(generation: Generation, policy: CompiledPolicy) -> None:
@@ -82,8 +83,10 @@ def search_rounds(
             report({TOLD: judged(job, tuning, policy), "generation": generation.number})
 
     search(
-        lambda x: job.learned(x * unit, algorithm),
-        OPTIMISERS[algorithm](start / unit, sigma=config.sigma, population=config.population, seed=job.config.seed + 1),
+        lambda z: job.learned(start + basis @ z, algorithm),
+        OPTIMISERS[algorithm](
+            np.zeros(len(start)), sigma=config.sigma, population=config.population, seed=job.config.seed + 1
+        ),
         generations=config.generations,
         pool=job.pool(TRAINING, config.pool),
         episodes=config.episodes,

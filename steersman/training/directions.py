@@ -1,0 +1,56 @@
+"""Directions of a search over the scorer's weights: a step along any of them changes its decisions alike.
+
+The features of candidates are large and small, and go together: steps of one size in all weights mostly move the score
+along the few directions in which features differ most, and hardly ever along the others. So steps are drawn in the
+space of scores and turned into weights by the root of the inverse covariance of what the weights multiply: the metric
+of the natural gradient (Amari, 1998), at the start of the search.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from steersman.agents.scorer import Scorer, candidates
+from steersman.runtime.network import Architecture
+from steersman.training.imitate import record
+from steersman.training.job import TRAINING, Job
+
+RIDGE = 0.01  # times the largest variance: directions in which features differ by less are not stretched to match
+DECISIONS = 6000
+
+
+def directions(job: Job, start: np.ndarray) -> np.ndarray:
+    """What turns the numbers z of a search, near 0, into weights `start` + directions @ z: (P, P).
+
+    The decisions are those that the scorer with weights `start` meets. A normally distributed z of length sigma changes
+    scores as much as steps of sigma typical weights in all of them would.
+    """
+    config = job.config
+    rows, _ = record(job.learned(start, "start"), job.fleet, job.episodes(TRAINING, len(config.loads)))
+    drawn = np.random.default_rng(config.seed).permutation(len(rows))[:DECISIONS]
+    found = np.eye(len(start))
+    whitened = whitening(covariance(rows[np.sort(drawn)], config.architecture))
+    found[: len(whitened), : len(whitened)] = whitened  # an MLP's weights, behind these, are searched as they are
+    return float(np.sqrt(np.mean(start**2))) * found
+
+
+def covariance(rows: np.ndarray, architecture: Architecture) -> np.ndarray:
+    """Of what the bilinear weights multiply, between the candidates of a decision: (B, B) from rows (D, C, WIDTH)."""
+    with torch.no_grad():
+        seen = torch.from_numpy(rows)
+        real = candidates(seen)[..., None]
+        inputs = Scorer(architecture).inputs(seen).double() * real
+        centred = (inputs - inputs.sum(1, keepdim=True) / real.sum(1, keepdim=True)) * real
+        flat = centred.flatten(0, 1)
+        return np.asarray((flat.T @ flat / real.sum()).numpy())
+
+
+def whitening(covariance: np.ndarray) -> np.ndarray:
+    """The root of its inverse, (B, B), with a ridge; scaled to keep the mean square of scores."""
+    variances, axes = np.linalg.eigh(covariance)
+    if variances[-1] <= 0:
+        return np.eye(len(covariance))
+    root = (axes / np.sqrt(np.maximum(variances, 0) + RIDGE * variances[-1])) @ axes.T
+    scale = np.sqrt(np.trace(covariance) / np.trace(root @ covariance @ root))
+    return np.asarray(scale * root)
