@@ -23,8 +23,8 @@ DECISIONS = 6000
 def directions(job: Job, start: np.ndarray) -> np.ndarray:
     """What turns the numbers z of a search, near 0, into weights `start` + directions @ z: (P, P).
 
-    The decisions are those that the scorer with weights `start` meets. A normally distributed z of length sigma changes
-    scores as much as steps of sigma typical weights in all of them would.
+    The decisions are those that the scorer with weights `start` meets. Where each z has the standard deviation sigma,
+    scores change as much, in the mean square, as if each weight changed by sigma typical weights.
     """
     config = job.config
     rows, _ = record(job.learned(start, "start"), job.fleet, job.episodes(TRAINING, len(config.loads)))
