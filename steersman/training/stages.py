@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from steersman.training import tags
 from steersman.training.directions import directions
 from steersman.training.imitate import imitate, record, thinned
 from steersman.training.job import TRAINING, Job
+from steersman.training.objective import Score
 from steersman.training.optimisers import Ars, CmaEs
 from steersman.training.progress import stage
 from steersman.training.search import Generation, search
@@ -93,7 +96,6 @@ OPTIMISERS: dict[str, Any] = {"cma-es": CmaEs, "ars": Ars}
 def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Requests]) -> dict[str, Any]:
     """`algorithm`, a key of OPTIMISERS, over the scorer's weights, from `start`. {"weights", "episodes"}"""
     config = job.config.search
-    basis = directions(job, start)
     with stage(job.console, algorithm, config.generations) as shown:
         clock, attainment = Clock(), 0.0
 
@@ -114,22 +116,36 @@ def search_scorer(job: Job, algorithm: str, start: np.ndarray, pool: list[Reques
                 f"reward {generation.mean:.4f}  attainment {attainment:.1%}  {clock.rate():.0f} episodes/s",
             )
 
-        optimiser = OPTIMISERS[algorithm](
-            np.zeros(len(start)), sigma=config.sigma, population=config.population, seed=job.config.seed + 1
-        )
-        found = search(
-            lambda z: job.learned(start + basis @ z, algorithm),
-            optimiser,
-            generations=config.generations,
-            pool=pool,
-            episodes=config.episodes,
-            arena=job.arena,
-            seed=job.config.seed + 1,
-            checkpoint=job.run.checkpoints / f"{algorithm}.npy",
-            progress=progress,
-            score=job.objective,
-        )
-    return {"weights": (start + basis @ found.numbers).tolist(), "episodes": found.evaluations}
+        checkpoint = job.run.checkpoints / f"{algorithm}.npy"
+        weights, episodes = search_weights(job, algorithm, start, pool, checkpoint, progress, job.objective)
+    return {"weights": weights.tolist(), "episodes": episodes}
+
+
+def search_weights(
+    job: Job,
+    algorithm: str,
+    start: np.ndarray,
+    pool: list[Requests],
+    checkpoint: Path,
+    progress: Callable[[Generation, CompiledPolicy], None],
+    score: Score,
+) -> tuple[np.ndarray, int]:
+    """Search among the scorer's weights, from `start`, in `directions`: those found, and the episodes played."""
+    config, seed = job.config.search, job.config.seed + 1
+    basis = directions(job, start)
+    found = search(
+        lambda z: job.learned(start + basis @ z, algorithm),
+        OPTIMISERS[algorithm](np.zeros(len(start)), sigma=config.sigma, population=config.population, seed=seed),
+        generations=config.generations,
+        pool=pool,
+        episodes=config.episodes,
+        arena=job.arena,
+        seed=seed,
+        checkpoint=checkpoint,
+        progress=progress,
+        score=score,
+    )
+    return start + basis @ found.numbers, found.evaluations
 
 
 class Clock:

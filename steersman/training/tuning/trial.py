@@ -15,12 +15,11 @@ from rich.console import Console
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.config import TrainingConfig
-from steersman.training.directions import directions
 from steersman.training.job import SELECTION, TRAINING, Job
-from steersman.training.objective import Arena, ArenaMaker
+from steersman.training.objective import Arena, ArenaMaker, worth
 from steersman.training.run import Run
-from steersman.training.search import Generation, search
-from steersman.training.stages import OPTIMISERS
+from steersman.training.search import Generation
+from steersman.training.stages import OPTIMISERS, search_weights
 from steersman.training.tuning.folder import TOLD
 from steersman.training.tuning.space import WEIGHT, TuningConfig, varied
 
@@ -75,26 +74,14 @@ def search_rounds(
 ) -> None:
     """CMA-ES or ARS; reported every 1/rounds of the generations. It goes on from its own checkpoint in `folder`."""
     config, algorithm = job.config.search, job.config.algorithms[0]
-    basis = directions(job, start)
     due = {round(config.generations * (k + 1) / tuning.rounds) for k in range(tuning.rounds)}
 
     def progress(generation: Generation, policy: CompiledPolicy) -> None:
         if generation.number in due:
             report({TOLD: judged(job, tuning, policy), "generation": generation.number})
 
-    search(
-        lambda z: job.learned(start + basis @ z, algorithm),
-        OPTIMISERS[algorithm](
-            np.zeros(len(start)), sigma=config.sigma, population=config.population, seed=job.config.seed + 1
-        ),
-        generations=config.generations,
-        pool=job.pool(TRAINING, config.pool),
-        episodes=config.episodes,
-        arena=job.arena,
-        seed=job.config.seed + 1,
-        checkpoint=folder / "search.npy",
-        progress=progress,
-    )
+    pool = job.pool(TRAINING, config.pool)
+    search_weights(job, algorithm, start, pool, folder / "search.npy", progress, worth)
 
 
 def learn_rounds(job: Job, tuning: TuningConfig, start: np.ndarray, tune: Any) -> None:
