@@ -15,12 +15,12 @@ class Optimiser(Protocol):
 
     @property
     def mean(self) -> np.ndarray:
-        """Where it stands, (P,)."""
+        """What it would give if it ended now, (P,)."""
         ...
 
     @property
     def spread(self) -> float:
-        """How far from there it looks, in units of the search."""
+        """How far it looks, in units of the search."""
         ...
 
     def ask(self) -> list[np.ndarray]:
@@ -65,32 +65,39 @@ class CmaEs:
 class Ars:
     """Augmented random search: Mania, Guy and Recht, "Simple random search of static policies", 2018 (ARS V1).
 
-    Half of the population are random directions, the other half their opposites. All of them move the mean, each by the
+    Half of the population are random directions, the other half their opposites. All of them move it, each by the
     difference that it made, in units of the standard deviation of what they were worth. sigma: both the size of a
     direction and of a step.
+
+    Steps do not shrink, so that it wanders about what it seeks: it gives the mean of the last half of where it was
+    (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992).
     """
 
     def __init__(self, start: np.ndarray, *, sigma: float, population: int, seed: int) -> None:
-        self._mean, self._sigma, self.population = start.astype(float), sigma, 2 * (population // 2)
+        self._visited = [start.astype(float)]
+        self._sigma, self.population = sigma, 2 * (population // 2)
         self._rng = np.random.default_rng(seed)
         self._directions = np.zeros((0, len(start)))
 
     @property
     def mean(self) -> np.ndarray:
-        return self._mean
+        last = self._visited[-max(1, len(self._visited) // 2) :]
+        return np.asarray(np.mean(last, axis=0))
 
     @property
     def spread(self) -> float:
         return self._sigma
 
     def ask(self) -> list[np.ndarray]:
-        self._directions = self._rng.normal(size=(self.population // 2, len(self._mean)))
+        self._directions = self._rng.normal(size=(self.population // 2, len(self._visited[-1])))
         steps = np.concatenate([self._directions, -self._directions])
-        return list(self._mean + self._sigma * steps)
+        return list(self._visited[-1] + self._sigma * steps)
 
     def tell(self, values: np.ndarray) -> None:
         pairs = values.reshape(2, -1)
         deviation = pairs.std()
+        step = np.zeros_like(self._visited[-1])
         if deviation > 0:
             gain = (pairs[0] - pairs[1]) @ self._directions
-            self._mean = self._mean + self._sigma / (len(self._directions) * deviation) * gain
+            step = self._sigma / (len(self._directions) * deviation) * gain
+        self._visited.append(self._visited[-1] + step)

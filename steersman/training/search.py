@@ -53,7 +53,7 @@ def search(
     progress: Callable[[Generation, CompiledPolicy], None],
     score: Score = worth,
 ) -> Found:
-    """Let `optimiser` search, and return the policy of its final mean.
+    """Let `optimiser` search, and return the policy that it comes to.
 
     make: numbers → policy. pool: episodes to draw from, `episodes` of them (spread over the pool) a generation.
     checkpoint: a file that holds the values told so far; where it exists the search repeats its generations from it

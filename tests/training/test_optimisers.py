@@ -52,3 +52,15 @@ def test_ars_moves_towards_the_better_of_two_opposites() -> None:
     up, _ = sorted((float(x[0]) for x in optimiser.ask()), reverse=True)
     optimiser.tell(np.array([x[0] for x in optimiser.mean + optimiser.spread * np.stack([[up], [-up]])]))
     assert optimiser.mean[0] != 0
+
+
+def test_ars_gives_the_mean_of_the_last_half_of_where_it_was() -> None:
+    optimiser = make("ars")
+    centres = []
+    for _ in range(12):
+        asked = np.stack(optimiser.ask())
+        centres.append(asked.mean(axis=0))
+        given = optimiser.mean
+        optimiser.tell(np.array([-distance(x) for x in asked]))
+    assert given == pytest.approx(np.mean(centres[-6:], axis=0))
+    assert given != pytest.approx(centres[-1])
