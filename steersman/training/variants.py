@@ -9,7 +9,7 @@ variant differs in many ways at once, by chance, and none is one that anybody us
 | number of its replicas | half, as many or twice as many |
 | a tenant's rate, first guess of its output length | times exp(N(0, 0.5)), exp(N(0, 0.7)); the total rate stays |
 | bursts | 0.7 to 2 times as high, half to once as long; gaps 0.7 to 2 times as uneven |
-| SLOs | in two of three variants policies are told the same ones for all tenants, and are judged by the true ones |
+| SLOs | in every third variant policies are told the same ones for all tenants, and are judged by the true ones |
 | metrics, gateways, crashes | each in two of five variants: up to 6 s old; two or three; every 5 to 15 minutes |
 """
 
@@ -27,7 +27,7 @@ from steersman.runtime.workload import Workload, WorkloadTenant
 
 # What a source calls its rate, where it may be changed for one tenant alone.
 RATES = ("rate_rps", "rate_factor")
-TOLD = 3  # every such variant tells the SLOs; the others hide them
+BLIND = 3  # every such variant hides the SLOs
 
 
 class Variant(NamedTuple):
@@ -46,7 +46,7 @@ def variant(workload: Workload, fleet: Fleet, number: int) -> Variant:
     return Variant(
         workload.model_copy(update={"tenants": tenants}),
         varied,
-        told_alike(tenants, float(rng.uniform(0.25, 0.75))) if number % TOLD else None,
+        told_alike(tenants, float(rng.uniform(0.25, 0.75))) if number % BLIND == 0 else None,
     )
 
 
