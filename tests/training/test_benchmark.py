@@ -115,14 +115,19 @@ def steersman(*arguments: str | Path) -> int:
     return int(stopped.value.code or 0)
 
 
+def asked_of(files: Path) -> list[str | Path]:
+    """What the benchmark below is asked for: two scenarios, and two policies of one's own."""
+    given = ["--policy", "jsed?decode_weight=0.5", "--policy", "jsed?decode_weight=0.8"]
+    return [files / "small.yaml", files / "blind.yaml", *given]
+
+
 @pytest.fixture(scope="module")
 def run(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder and the JSON of a small benchmark of two scenarios."""
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
-        asked = [files / "small.yaml", files / "blind.yaml", "--policy", "jsed?decode_weight=0.5"]
-        assert steersman("benchmark", *asked, "--out", out) == 0
+        assert steersman("benchmark", *asked_of(files), "--out", out) == 0
     folder = next(out.iterdir())
     return folder, json.loads((folder / "results.json").read_text())
 
@@ -277,8 +282,7 @@ def test_a_search_has_converged_after_a_stretch_without_gain() -> None:
 def test_workers_of_a_cluster_play_to_the_same_results(
     ray_cluster: Any, run: tuple[Path, dict[str, Any]], files: Path, tmp_path: Path
 ) -> None:
-    asked = [files / "small.yaml", files / "blind.yaml", "--policy", "jsed?decode_weight=0.5"]
-    assert steersman("benchmark", *asked, "--out", tmp_path, "--ray") == 0
+    assert steersman("benchmark", *asked_of(files), "--out", tmp_path, "--ray") == 0
     (folder,) = tmp_path.iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert {**results, "command": ""} == {**run[1], "command": ""}
@@ -324,6 +328,7 @@ def test_the_json_has_every_policy_and_pair(run: tuple[Path, dict[str, Any]]) ->
             "push-hold-shed, tuned",
             "learned",
             "jsed?decode_weight=0.5, given",
+            "jsed?decode_weight=0.8, given",
         }
         for policy in policies.values():
             assert set(policy["attainment"]) == {"chat", "batch"}
@@ -335,6 +340,17 @@ def test_the_json_has_every_policy_and_pair(run: tuple[Path, dict[str, Any]]) ->
     assert policies["learned"]["kind"] == "learned"
     assert len(policies["learned"]["members_rps"]) == SMALL.training_seeds
     assert policies["learned"]["capacity_rps"] == pytest.approx(np.mean(policies["learned"]["members_rps"]))
+
+
+def test_a_policy_given_is_compared_with_the_first_given_too(run: tuple[Path, dict[str, Any]]) -> None:
+    for scenario in run[1]["scenarios"]:
+        best = {scenario["strongest_tuned_heuristic"], scenario["best_heuristic_as_shipped"]}
+        one, two = (
+            [pair["against"] for pair in scenario["paired"] if pair["policy"] == f"jsed?decode_weight={w}, given"]
+            for w in (0.5, 0.8)
+        )
+        assert sorted(one) == sorted(best)
+        assert sorted(two) == sorted({*best, "jsed?decode_weight=0.5, given"})
 
 
 def test_the_evaluations_that_were_used_are_told(run: tuple[Path, dict[str, Any]]) -> None:

@@ -116,12 +116,13 @@ def figures(sample: Sample, contenders: Sequence[Contender]) -> Figures:
     best_default = max((c for c in contenders if c.form == "shipped"), key=lambda c: found[c.name][0]).name
     tuned = [c for c in contenders if c.form == "tuned"]
     best_tuned = max(tuned, key=lambda c: found[c.name][0]).name if tuned else best_default
-    rivals = [c for c in contenders if c.name in (best_tuned, best_default)]
+    named = {c.name: c for c in contenders}
+    rivals, first = dict.fromkeys((best_tuned, best_default)), [c.name for c in contenders if c.form == "given"][:1]
     pairs = [
-        _pair(sample, one, rival, found, weights, seed)
+        _pair(sample, one, named[rival], found, weights, seed)
         for one in contenders
-        for rival in sorted(rivals, key=lambda c: c.name != best_tuned)
-        if one.name != rival.name and (one.form in ("trained", "given") or one.name == best_tuned)
+        for rival in [*rivals, *(first if one.form == "given" else [])]
+        if one.name != rival and (one.form in ("trained", "given") or one.name == best_tuned)
     ]
     reference = next(load.load / factor for factor, load in sample.goodput.items())
     return Figures(
