@@ -77,6 +77,9 @@ class VariantsConfig(Model):
 
     share: float = Field(default=0.25, ge=0, le=1, description="of the training episodes; 0: none")
     count: int = Field(default=24, ge=1, le=1000, description="different ones")
+    hidden: float = Field(
+        default=1 / 3, ge=0, le=1, description="share of them in which policies are told the same SLOs of all tenants"
+    )
 
 
 class TrainingConfig(Model):

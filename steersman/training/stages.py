@@ -25,6 +25,7 @@ from steersman.training.optimisers import Ars, CmaEs
 from steersman.training.progress import stage
 from steersman.training.search import Generation, search
 from steersman.training.sizing import capacity
+from steersman.training.variants import numbers
 
 SHOW_EVERY = 10  # generations between two evaluations for the dashboard
 PROBES = 6  # episodes; a single one may be mostly burst or mostly calm
@@ -64,8 +65,8 @@ def size_variants(job: Job, policy: CompiledPolicy) -> list[tuple[int, float]]:
 
     Those that it carries at no load, or at any, are left out.
     """
-    found, seeds = [], range(TRAINING, TRAINING + VARIANT_PROBES)
-    for number in range(job.config.variants.count if job.config.variants.share else 0):
+    config, found, seeds = job.config.variants, [], range(TRAINING, TRAINING + VARIANT_PROBES)
+    for number in numbers(config.count, config.hidden) if config.share else ():
         with contextlib.suppress(UserError):
             load = capacity(policy, partial(job.sample, variant=number), job.arena, seeds, steps=6)
             found.append((number, load))

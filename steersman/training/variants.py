@@ -9,12 +9,13 @@ variant differs in many ways at once, by chance, and none is one that anybody us
 | number of its replicas | half, as many or twice as many |
 | a tenant's rate, first guess of its output length | times exp(N(0, 0.5)), exp(N(0, 0.7)); the total rate stays |
 | bursts | 0.7 to 2 times as high, half to once as long; gaps 0.7 to 2 times as uneven |
-| SLOs | in every third variant policies are told the same ones for all tenants, and are judged by the true ones |
+| SLOs | where they are hidden, policies are told the same ones for all tenants, and are judged by the true ones |
 | metrics, gateways, crashes | each in two of five variants: up to 6 s old; two or three; every 5 to 15 minutes |
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from steersman.runtime.workload import Workload, WorkloadTenant
 
 # What a source calls its rate, where it may be changed for one tenant alone.
 RATES = ("rate_rps", "rate_factor")
-BLIND = 3  # every such variant hides the SLOs
+BLIND = 3  # every such number hides the SLOs
 
 
 class Variant(NamedTuple):
@@ -36,6 +37,13 @@ class Variant(NamedTuple):
     workload: Workload
     fleet: Fleet
     told: Mapping[str, Tenant] | None  # what schedulers are told of the tenants, where it is not the truth
+
+
+def numbers(count: int, hidden: float) -> list[int]:
+    """The numbers of `count` variants, in order, of which that share hides the SLOs."""
+    blind = round(hidden * count)
+    told = (number for number in itertools.count() if number % BLIND)
+    return sorted([BLIND * i for i in range(blind)] + list(itertools.islice(told, count - blind)))
 
 
 def variant(workload: Workload, fleet: Fleet, number: int) -> Variant:

@@ -18,7 +18,7 @@ from steersman.training.drawn import Drawn, Recipe, drawn
 from steersman.training.job import Job
 from steersman.training.objective import Arena
 from steersman.training.run import Run
-from steersman.training.variants import told_alike, variant
+from steersman.training.variants import numbers, told_alike, variant
 
 WORKLOAD = load_workload(find_config("workloads", "default"))
 FLEET = load_fleet(find_config("fleets", "default"))
@@ -57,6 +57,14 @@ def test_a_fault_of_a_replica_that_the_variant_lacks_is_left_out() -> None:
 def test_the_total_rate_stays() -> None:
     for number in range(MANY):
         assert variant(WORKLOAD, FLEET, number).workload.offered_rps == pytest.approx(WORKLOAD.offered_rps)
+
+
+@pytest.mark.parametrize(("hidden", "blind"), [(0.0, 0), (1 / 3, 8), (0.5, 12), (1.0, 24)])
+def test_as_many_variants_hide_the_slos_as_asked(hidden: float, blind: int) -> None:
+    chosen = numbers(24, hidden)
+    assert len(set(chosen)) == 24
+    assert chosen == sorted(chosen)
+    assert sum(variant(WORKLOAD, FLEET, number).told is not None for number in chosen) == blind
 
 
 def test_the_fleet_does_not_depend_on_the_workload() -> None:
