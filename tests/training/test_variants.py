@@ -67,6 +67,11 @@ def test_as_many_variants_hide_the_slos_as_asked(hidden: float, blind: int) -> N
     assert sum(variant(WORKLOAD, FLEET, number).told is not None for number in chosen) == blind
 
 
+def test_by_default_a_third_of_the_variants_hide_the_slos() -> None:
+    config = VariantsConfig()
+    assert numbers(config.count, config.hidden) == list(range(24))
+
+
 def test_the_fleet_does_not_depend_on_the_workload() -> None:
     shorter = WORKLOAD.model_copy(update={"tenants": {"chat": WORKLOAD.tenants["chat"]}})
     assert variant(shorter, FLEET, 5).fleet == variant(WORKLOAD, FLEET, 5).fleet
