@@ -9,7 +9,7 @@ variant differs in many ways at once, by chance, and none is one that anybody us
 | number of its replicas | half, as many or twice as many |
 | a tenant's rate, first guess of its output length | times exp(N(0, 0.5)), exp(N(0, 0.7)); the total rate stays |
 | bursts | 0.7 to 2 times as high, half to once as long; gaps 0.7 to 2 times as uneven |
-| SLOs | where they are hidden, policies are told the same ones for all tenants, and are judged by the true ones |
+| SLOs | in every third, policies are told the same ones for all tenants, and are judged by the true ones |
 | metrics, gateways, crashes | each in two of five variants: up to 6 s old; two or three; every 5 to 15 minutes |
 """
 
@@ -28,7 +28,7 @@ from steersman.runtime.workload import Workload, WorkloadTenant
 
 # What a source calls its rate, where it may be changed for one tenant alone.
 RATES = ("rate_rps", "rate_factor")
-BLIND = 3  # every such number hides the SLOs
+BLIND = 3  # every such number hides the SLOs; `numbers` chooses how many of these there are
 
 
 class Variant(NamedTuple):

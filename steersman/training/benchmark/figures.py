@@ -117,7 +117,8 @@ def figures(sample: Sample, contenders: Sequence[Contender]) -> Figures:
     tuned = [c for c in contenders if c.form == "tuned"]
     best_tuned = max(tuned, key=lambda c: found[c.name][0]).name if tuned else best_default
     named = {c.name: c for c in contenders}
-    rivals, first = dict.fromkeys((best_tuned, best_default)), [c.name for c in contenders if c.form == "given"][:1]
+    rivals = dict.fromkeys((best_tuned, best_default))
+    first = [c.name for c in contenders if c.form == "given"][:1]
     pairs = [
         _pair(sample, one, named[rival], found, weights, seed)
         for one in contenders
