@@ -12,6 +12,7 @@ from steersman.training.export import export_bundle
 
 ARCHITECTURE = Architecture(hidden=(8,))
 WEIGHTS = np.random.default_rng(0).normal(size=parameters(ARCHITECTURE)).astype(np.float32).astype(float)
+WEIGHTS[0] = 50.0  # of being a replica: it sheds nothing
 
 
 def export(path: Path, **changes: Any) -> Path:

@@ -34,7 +34,11 @@ def _tenants(rng: np.random.Generator) -> np.ndarray:
     tenants = {
         f"t{i}": Tenant.model_validate(
             {
-                "slo": {"ttft_s": float(rng.lognormal(0, 1.2)), "tpot_s": float(rng.lognormal(-3, 0.8))},
+                "slo": {
+                    "ttft_s": float(rng.lognormal(0, 1.2)),
+                    "tpot_s": float(rng.lognormal(-3, 0.8)),
+                    "guessed": bool(rng.random() < 0.3),
+                },
                 "weight": float(rng.uniform(0.5, 3)),
                 "expected_output_tokens": float(rng.lognormal(5, 0.7)),
             }

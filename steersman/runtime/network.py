@@ -87,6 +87,7 @@ NORMALISER = {
     "mean_ttft_slack": _SLACK,
     "occupancy": Range(0.25, 0.5),
     "held": Range(4.0, 32.0),
+    "slo_guessed": Range(1.0, 1.0),
 }
 SCALE = np.array([NORMALISER[f.name].scale for f in FEATURES])
 NORM_WIDTH = np.array([math.asinh(NORMALISER[f.name].typical / NORMALISER[f.name].scale) for f in FEATURES])
@@ -96,7 +97,7 @@ class Architecture(Model):
     """The scorer's shape."""
 
     gates: tuple[str, ...] = Field(
-        default=("ttft_slo", "tpot_slo", "prompt_tokens", "tenant_attainment", "burst"),
+        default=("ttft_slo", "tpot_slo", "prompt_tokens", "tenant_attainment", "burst", "slo_guessed"),
         description="request features that the weights of the candidate features depend on",
     )
     hidden: tuple[int, ...] = Field(default=(), max_length=4, description="units of the MLP's layers; [] for none")
@@ -137,6 +138,16 @@ class Architecture(Model):
 def parameters(architecture: Architecture) -> int:
     """How many trainable weights there are."""
     return sum(math.prod(shape) for shape in architecture.shapes)
+
+
+def behind(architecture: Architecture, gate: str) -> ndarray:
+    """Which weights count only where the request feature `gate` is not zero: bool (parameters,); none of an MLP's."""
+    found = np.zeros(parameters(architecture), bool)
+    if gate in architecture.gates:
+        found[: math.prod(architecture.shapes[0])].reshape(architecture.shapes[0])[
+            :, 1 + architecture.gates.index(gate)
+        ] = True
+    return found
 
 
 def split(architecture: Architecture, weights: ndarray) -> list[ndarray]:

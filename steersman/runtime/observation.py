@@ -23,7 +23,7 @@ from steersman.runtime.cost import chunk_s, iteration_s
 from steersman.runtime.errors import UserError
 from steersman.runtime.holding import may_hold
 
-VERSION = 2
+VERSION = 3
 
 
 class Feature(NamedTuple):
@@ -96,6 +96,7 @@ REQUEST = (
     Feature("mean_ttft_slack", "ratio", -1e4, 1, "mean ttft_slack over replicas, each at least −2"),
     Feature("occupancy", "share", 0, 1e4, "requests in flight over the fleet's batch limits"),
     Feature("held", "requests", 0, _BIG, "waiting at this gateway"),
+    Feature("slo_guessed", "bool", 0, 1, "1 where nobody promised the targets: they are a guess"),
 )
 FEATURES = CANDIDATE + REQUEST
 CANDIDATE_FEATURES = len(CANDIDATE)
@@ -266,3 +267,4 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[k + 12] = sum_ttft / n
         row[k + 13] = inflight / limits
         row[k + 14] = f.held
+        row[k + 15] = promise.slo_guessed

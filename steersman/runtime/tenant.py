@@ -13,6 +13,7 @@ TENANT = np.dtype(
     [
         ("ttft_slo_s", "f8"),
         ("tpot_slo_s", "f8"),
+        ("slo_guessed", "f8"),  # 1: the two are a guess
         ("weight", "f8"),
         ("expected_output_tokens", "f8"),  # prior mean, until the bookkeeping has seen outputs
     ],
@@ -25,6 +26,9 @@ class Slo(Model):
 
     ttft_s: float = Field(gt=0)
     tpot_s: float = Field(gt=0)
+    guessed: bool = Field(
+        default=False, description="nobody promised this, it is what to go by: policies may keep a margin"
+    )
 
 
 class Tenant(Model):
@@ -42,5 +46,6 @@ def tenant_table(tenants: Mapping[str, Tenant]) -> np.ndarray:
     table = np.zeros(len(tenants), TENANT)
     for row, tenant in zip(table, tenants.values(), strict=True):
         row["ttft_slo_s"], row["tpot_slo_s"] = tenant.slo.ttft_s, tenant.slo.tpot_s
+        row["slo_guessed"] = tenant.slo.guessed
         row["weight"], row["expected_output_tokens"] = tenant.weight, tenant.expected_output_tokens
     return table

@@ -18,6 +18,11 @@ class SearchConfig(Model):
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
     sigma: float = Field(default=0.15, gt=0, description="of steps, in typical weights; CMA-ES adapts it")
+    guessed: int = Field(
+        default=20,
+        ge=0,
+        description="further generations, of ARS, over what is done differently where SLOs are guesses; 0: nothing is",
+    )
 
 
 class ImitationConfig(Model):
@@ -77,9 +82,6 @@ class VariantsConfig(Model):
 
     share: float = Field(default=0.25, ge=0, le=1, description="of the training episodes; 0: none")
     count: int = Field(default=24, ge=1, le=1000, description="different ones")
-    hidden: float = Field(
-        default=1 / 3, ge=0, le=1, description="share of them in which policies are told the same SLOs of all tenants"
-    )
 
 
 class TrainingConfig(Model):

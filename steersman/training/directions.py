@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from steersman.agents.scorer import Scorer, candidates
-from steersman.runtime.network import Architecture
+from steersman.runtime.network import Architecture, behind
+from steersman.runtime.observation import COLUMN
 from steersman.training.imitate import record
 from steersman.training.job import TRAINING, Job
 
@@ -20,19 +21,25 @@ RIDGE = 0.01  # times the largest variance: directions in which features differ 
 DECISIONS = 6000
 
 
-def directions(job: Job, start: np.ndarray) -> np.ndarray:
-    """What turns the numbers z of a search, near 0, into weights `start` + directions @ z: (P, P).
+def directions(job: Job, start: np.ndarray, guessed: bool = False) -> np.ndarray:
+    """What turns the numbers z of a search, near 0, into weights `start` + directions @ z: (P, Z).
 
-    The decisions are those that the scorer with weights `start` meets. Where each z has the standard deviation sigma,
+    Z weights of P are searched: those that count only where SLOs are guesses, or with `guessed` no others. The
+    decisions are those that the scorer with weights `start` meets. Where each z has the standard deviation sigma,
     scores change as much, in the mean square, as if each weight changed by sigma typical weights.
     """
     config = job.config
     rows, _ = record(job.learned(start, "start"), job.fleet, job.episodes(TRAINING, len(config.loads)))
     drawn = np.random.default_rng(config.seed).permutation(len(rows))[:DECISIONS]
-    found = np.eye(len(start))
-    whitened = whitening(covariance(rows[np.sort(drawn)], config.architecture))
-    found[: len(whitened), : len(whitened)] = whitened  # an MLP's weights, behind these, are searched as they are
-    return float(np.sqrt(np.mean(start**2))) * found
+    rows = rows[np.sort(drawn)]
+    rows[..., COLUMN["slo_guessed"]] = guessed
+    spread = covariance(rows, config.architecture)
+    kept = behind(config.architecture, "slo_guessed")
+    searched = kept if guessed else ~kept
+    bilinear = np.flatnonzero(searched[: len(spread)])
+    found = np.eye(len(start))  # an MLP's weights are searched as they are
+    found[np.ix_(bilinear, bilinear)] = whitening(spread[np.ix_(bilinear, bilinear)])
+    return float(np.sqrt(np.mean(start[~kept] ** 2))) * found[:, searched]
 
 
 def covariance(rows: np.ndarray, architecture: Architecture) -> np.ndarray:

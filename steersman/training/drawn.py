@@ -20,6 +20,7 @@ class Recipe(NamedTuple):
     split: Split
     duration_s: float | None
     variant: int | None = None  # of workload and fleet; None: as they are
+    guessed: bool = False  # a variant's: policies are told guesses of the SLOs
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def drawn(workload: Workload, fleet: Fleet, recipe: Recipe) -> Drawn:
     """
     played, on, told = workload, fleet, None
     if recipe.variant is not None:
-        played, on, told = variant(workload, fleet, recipe.variant)
+        played, on, told = variant(workload, fleet, recipe.variant, recipe.guessed)
     requests = draw(played, on, recipe.seed, load=recipe.load, split=recipe.split, duration_s=recipe.duration_s)
     columns = {column.name: getattr(requests, column.name) for column in fields(Requests)}
     if told is not None:

@@ -48,6 +48,7 @@ class Job:
     objective: what a learned policy maximises.
     load: what multiplies the workload's rate at the relative load 1; set once the fleet has been sized.
     variants: number and load of each that is trained on; set with it.
+    guessed: the same for variants whose SLOs are guesses.
     """
 
     def __init__(self, run: Run, console: Console, traces: Path | None, arenas: ArenaMaker = local_arena) -> None:
@@ -59,10 +60,13 @@ class Job:
         self.objective: Score = partial(worth, waiting=self.config.waiting)
         self.load = 1.0
         self.variants: list[tuple[int, float]] = []
+        self.guessed: list[tuple[int, float]] = []
         self._validation: list[Requests] = []
 
-    def sample(self, seed: int, load: float, split: Split = "train", variant: int | None = None) -> Requests:
-        return drawn(self.workload, self.fleet, Recipe(seed, load, split, self.config.episode_s, variant))
+    def sample(
+        self, seed: int, load: float, split: Split = "train", variant: int | None = None, guessed: bool = False
+    ) -> Requests:
+        return drawn(self.workload, self.fleet, Recipe(seed, load, split, self.config.episode_s, variant, guessed))
 
     def pool(self, first: int, count: int) -> list[Requests]:
         """`count` episodes to search on, in order of load: at each load, first those as configured, then variants."""
@@ -79,8 +83,18 @@ class Job:
 
     def episodes(self, first: int, count: int, split: Split = "train") -> list[Requests]:
         """`count` episodes in order of load, spread evenly over the configured loads."""
-        loads = np.repeat(self.config.loads, -(-count // len(self.config.loads)))[:count]
-        return [self.sample(first + i, self.load * factor, split) for i, factor in enumerate(loads)]
+        return [self.sample(first + i, self.load * factor, split) for i, factor in enumerate(self._loads(count))]
+
+    def guessed_episodes(self, first: int, count: int) -> list[Requests]:
+        """`count` episodes on the variants whose SLOs are guesses, in order of load."""
+        made = []
+        for i, factor in enumerate(self._loads(count)):
+            number, load = self.guessed[i % len(self.guessed)]
+            made.append(self.sample(first + i, load * factor, variant=number, guessed=True))
+        return made
+
+    def _loads(self, count: int) -> np.ndarray:
+        return np.repeat(self.config.loads, -(-count // len(self.config.loads)))[:count]
 
     @property
     def validation(self) -> list[Requests]:

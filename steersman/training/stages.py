@@ -25,7 +25,6 @@ from steersman.training.optimisers import Ars, CmaEs
 from steersman.training.progress import stage
 from steersman.training.search import Generation, search
 from steersman.training.sizing import capacity
-from steersman.training.variants import numbers
 
 SHOW_EVERY = 10  # generations between two evaluations for the dashboard
 PROBES = 6  # episodes; a single one may be mostly burst or mostly calm
@@ -60,15 +59,17 @@ def prepare(job: Job) -> dict[str, Any]:
     return sized
 
 
-def size_variants(job: Job, policy: CompiledPolicy) -> list[tuple[int, float]]:
+def size_variants(job: Job, policy: CompiledPolicy, guessed: bool = False) -> list[tuple[int, float]]:
     """Number and load of each variant to train on: the load that `policy` carries there, as near as is needed.
+
+    guessed: with guesses of the SLOs.
 
     Those that it carries at no load, or at any, are left out.
     """
     config, found, seeds = job.config.variants, [], range(TRAINING, TRAINING + VARIANT_PROBES)
-    for number in numbers(config.count, config.hidden) if config.share else ():
+    for number in range(config.count) if config.share else ():
         with contextlib.suppress(UserError):
-            load = capacity(policy, partial(job.sample, variant=number), job.arena, seeds, steps=6)
+            load = capacity(policy, partial(job.sample, variant=number, guessed=guessed), job.arena, seeds, steps=6)
             found.append((number, load))
     return found
 
@@ -136,7 +137,7 @@ def search_weights(
     basis = directions(job, start)
     found = search(
         lambda z: job.learned(start + basis @ z, algorithm),
-        OPTIMISERS[algorithm](np.zeros(len(start)), sigma=config.sigma, population=config.population, seed=seed),
+        OPTIMISERS[algorithm](np.zeros(basis.shape[1]), sigma=config.sigma, population=config.population, seed=seed),
         generations=config.generations,
         pool=pool,
         episodes=config.episodes,

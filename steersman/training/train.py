@@ -18,6 +18,7 @@ from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.evaluate import Comparison, compare
 from steersman.training.export import export_bundle
+from steersman.training.guesses import NAME, learn_guesses, prepare_guesses
 from steersman.training.job import HELD_OUT, SELECTION, TRAINING, VALIDATION, Job
 from steersman.training.objective import ArenaMaker, local_arena
 from steersman.training.paired import Paired
@@ -69,6 +70,7 @@ def _train(job: Job, command: str) -> Result:
     known = rivals(job)
     with console.status("compiling the simulator (half a minute, once for each version) and sizing the load …"):
         sized = prepare(job)
+        prepare_guesses(job, resolve(sized["heuristic"]))
     console.print(
         f"{sized['heuristic']}, the best heuristic as shipped, carries {sized['rps']:.1f} req/s within the SLOs; "
         f"training at {', '.join(f'{x:g}' for x in config.loads)} times that",
@@ -107,13 +109,25 @@ def _train(job: Job, command: str) -> Result:
         candidates[algorithm] = np.array(found["weights"])
     dashboard.phase("")
 
-    # 4. Validation episodes choose; held-out ones are touched once, here.
+    # 4. Validation episodes choose …
     policies = [job.learned(weights, f"learned ({name})") for name, weights in candidates.items()]
     values = arena.values(policies, job.validation, VALIDATION, job.objective)
     for policy, value in zip(policies, values, strict=True):
         console.print(f"  {policy.name:<24} worth less waiting {value:.4f} on validation", highlight=False)
     chosen = int(values.argmax())
-    winner, weights = policies[chosen], list(candidates.values())[chosen]
+    learned = list(candidates)[chosen]
+
+    # 5. All else stays, what to do where SLOs are guesses is learned.
+    dashboard.phase(NAME, config.search.population * config.search.guessed * config.search.episodes)
+    whole = run.once(NAME, lambda: learn_guesses(job, candidates[learned], TRAINING))
+    candidates[learned] = np.array(whole["weights"])
+    winner = policies[chosen] = job.learned(candidates[learned], policies[chosen].name)
+    dashboard.phase("")
+    if whole["worths"]:
+        before, after = whole["worths"]
+        console.print(f"  where SLOs are guesses: {before:.4f} → {after:.4f} on validation variants", highlight=False)
+
+    # 6. … and held-out ones are touched once, here.
     with console.status("comparing on held-out episodes …"):
         held_out = job.episodes(HELD_OUT, config.held_out_episodes, "held-out")
         comparison = compare([*known.values(), *policies], held_out, arena, HELD_OUT)
@@ -122,7 +136,7 @@ def _train(job: Job, command: str) -> Result:
     console.print(comparison_table(comparison.summaries, winner.name, width=console.width))
     console.print(verdict(paired), highlight=False)
 
-    # 5. Export, with the scorecard inside.
+    # 7. Export, with the scorecard inside.
     scorecard = comparison_json(comparison.summaries, [paired]) | {
         "learned": winner.name,
         "best_heuristic": best.name,
@@ -133,7 +147,7 @@ def _train(job: Job, command: str) -> Result:
         comparison.summaries,
         comparison.episodes,
         {
-            "algorithm": list(candidates)[chosen],
+            "algorithm": learned,
             "seed": config.seed,
             "workload": config.workload,
             "fleet": config.fleet,
@@ -154,7 +168,7 @@ def _train(job: Job, command: str) -> Result:
         seeds={"run": config.seed, "training": TRAINING, "validation": VALIDATION, "held_out": HELD_OUT},
         scorecard=scorecard,
     )
-    export(run.bundle, weights=weights, name=winner.name)
+    export(run.bundle, weights=candidates[learned], name=winner.name)
     for name, policy in zip(candidates, policies, strict=True):
         export(run.learned / name, weights=candidates[name], name=policy.name)
     tuned = {f"{name}-tuned": name for name in config.tune}

@@ -9,13 +9,14 @@ variant differs in many ways at once, by chance, and none is one that anybody us
 | number of its replicas | half, as many or twice as many |
 | a tenant's rate, first guess of its output length | times exp(N(0, 0.5)), exp(N(0, 0.7)); the total rate stays |
 | bursts | 0.7 to 2 times as high, half to once as long; gaps 0.7 to 2 times as uneven |
-| SLOs | in every third, policies are told the same ones for all tenants, and are judged by the true ones |
 | metrics, gateways, crashes | each in two of five variants: up to 6 s old; two or three; every 5 to 15 minutes |
+
+Each can be played with guessed SLOs, too: policies are told the same ones for all tenants, a quantile between 0.25 and
+0.75 of the true ones, and are judged by those.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +29,6 @@ from steersman.runtime.workload import Workload, WorkloadTenant
 
 # What a source calls its rate, where it may be changed for one tenant alone.
 RATES = ("rate_rps", "rate_factor")
-BLIND = 3  # every such number hides the SLOs; `numbers` chooses how many of these there are
 
 
 class Variant(NamedTuple):
@@ -39,29 +39,25 @@ class Variant(NamedTuple):
     told: Mapping[str, Tenant] | None  # what schedulers are told of the tenants, where it is not the truth
 
 
-def numbers(count: int, hidden: float) -> list[int]:
-    """The numbers of `count` variants, in order, of which that share hides the SLOs."""
-    blind = round(hidden * count)
-    told = (number for number in itertools.count() if number % BLIND)
-    return sorted([BLIND * i for i in range(blind)] + list(itertools.islice(told, count - blind)))
+def variant(workload: Workload, fleet: Fleet, number: int, guessed: bool = False) -> Variant:
+    """The variant of that number, from 0; the same arguments give the same one. Its fleet depends on no workload.
 
-
-def variant(workload: Workload, fleet: Fleet, number: int) -> Variant:
-    """The variant of that number, from 0; the same arguments give the same one. Its fleet depends on no workload."""
+    guessed: policies are told guesses of the SLOs.
+    """
     varied = _fleet(fleet, np.random.default_rng([number, 1]))
     rng = np.random.default_rng([number, 2])
     tenants = _tenants(workload, rng)
     return Variant(
         workload.model_copy(update={"tenants": tenants}),
         varied,
-        told_alike(tenants, float(rng.uniform(0.25, 0.75))) if number % BLIND == 0 else None,
+        told_alike(tenants, float(rng.uniform(0.25, 0.75))) if guessed else None,
     )
 
 
 def told_alike(tenants: Mapping[str, Tenant], quantile: float = 0.5) -> dict[str, Tenant]:
-    """`tenants` with that quantile of their TTFT and TPOT targets for all; by default the median."""
+    """`tenants` with that quantile of their TTFT and TPOT targets for all, as a guess; by default the median."""
     ttft, tpot = ([getattr(t.slo, name) for t in tenants.values()] for name in ("ttft_s", "tpot_s"))
-    slo = Slo(ttft_s=float(np.quantile(ttft, quantile)), tpot_s=float(np.quantile(tpot, quantile)))
+    slo = Slo(ttft_s=float(np.quantile(ttft, quantile)), tpot_s=float(np.quantile(tpot, quantile)), guessed=True)
     return {name: tenant.model_copy(update={"slo": slo}) for name, tenant in tenants.items()}
 
 

@@ -16,6 +16,7 @@ from steersman.runtime.network import (
     NORMALISER,
     SCALE,
     Architecture,
+    behind,
     compiled_policy,
     pack,
     parameters,
@@ -49,6 +50,19 @@ def reference(architecture: Architecture, weights: np.ndarray, rows: np.ndarray)
 
 def random_weights(architecture: Architecture, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=parameters(architecture))
+
+
+@pytest.mark.parametrize("architecture", SHAPES, ids=str)
+def test_weights_behind_a_gate_count_only_where_it_is_not_zero(architecture: Architecture) -> None:
+    weights, column = random_weights(architecture), COLUMN["slo_guessed"]
+    others = np.where(behind(architecture, "slo_guessed"), 7.0, weights)
+    assert (others != weights).sum() == (CANDIDATE_FEATURES if architecture.gates else 0)
+    for rows, _ in situations(20):
+        shut, open_ = rows.copy(), rows.copy()
+        shut[:, column], open_[:, column] = 0, 1
+        assert (reference(architecture, weights, shut) == reference(architecture, others, shut)).all()
+        if architecture.gates:
+            assert (reference(architecture, weights, open_) != reference(architecture, others, open_)).any()
 
 
 @pytest.mark.parametrize("architecture", SHAPES, ids=str)
@@ -92,7 +106,7 @@ def test_unpacking_gives_back_what_was_packed(architecture: Architecture) -> Non
 
 
 def test_the_wrong_number_of_weights_is_refused() -> None:
-    with pytest.raises(UserError, match=r"has 174 weights, but the array given has the shape \(3,\)"):
+    with pytest.raises(UserError, match=r"has 203 weights, but the array given has the shape \(3,\)"):
         pack(Architecture(), np.zeros(3))
 
 
@@ -126,4 +140,4 @@ def test_the_normaliser_is_that_of_the_bundle_format() -> None:
     # Where a number in NORMALISER was changed on purpose: raise manifest.FORMAT, then adapt this digest. Features that
     # are added or removed change the observation schema, by which old bundles are refused: adapt the digest only.
     digest = hashlib.sha256(repr(sorted(NORMALISER.items())).encode()).hexdigest()[:16]
-    assert (manifest.FORMAT, digest) == (1, "5ccbe418e11419ef")
+    assert (manifest.FORMAT, digest) == (1, "6215d8b5412560c9")

@@ -12,6 +12,7 @@ from steersman.runtime.guard import Reason
 from steersman.runtime.observation import COLUMN
 from steersman.runtime.scheduler import Scheduler
 from steersman.runtime.simulator.simulator import SimulatedRuntime
+from steersman.runtime.tenant import Tenant
 from steersman.runtime.ticket import Fallback, Kind, LiveRequest
 
 REQUEST = LiveRequest(tenant=0, prompt_tokens=1000, max_tokens=100)
@@ -242,6 +243,15 @@ def test_scraped_metrics_and_their_age_reach_the_observation() -> None:
     s.observe(s.arrive(REQUEST))
     names = ["running", "waiting", "kv_use", "metrics_age"]
     assert s.rows[1, [COLUMN[n] for n in names]].tolist() == [3, 2, 0.25, 0.5]
+
+
+def test_a_guess_of_the_slos_is_told_on_every_row() -> None:
+    promised = next(iter(TENANTS.values()))
+    guess = Tenant.model_validate({"slo": {"ttft_s": 2, "tpot_s": 0.1, "guessed": True}})
+    s = Scheduler(fleet({}, {}), {"promised": promised, "guess": guess}, None, FALLBACK, clock=Clock())
+    for tenant in (0, 1):
+        s.observe(s.arrive(LiveRequest(tenant=tenant, prompt_tokens=1000, max_tokens=100)))
+        assert s.rows[[0, 1, -2, -1], COLUMN["slo_guessed"]].tolist() == [tenant] * 4
 
 
 HOLDS = Fixed(0.0, -1.0, 1.0, -2.0)

@@ -364,8 +364,8 @@ def test_the_evaluations_that_were_used_are_told(run: tuple[Path, dict[str, Any]
 def test_a_learned_policy_and_its_teacher_stay_within_the_budget(budget: Budget) -> None:
     config = training_config(budget, "default", "default", None, 0)
     teacher = budget.teacher_generations * budget.population * budget.episodes
-    search = config.search.generations * config.search.population * config.search.episodes
-    assert teacher + search + config.imitation.episodes + 2 * config.validation_episodes <= budget.evaluations
+    search = (config.search.generations + config.search.guessed) * config.search.population * config.search.episodes
+    assert teacher + search + config.imitation.episodes + 4 * config.validation_episodes <= budget.evaluations
 
 
 def test_a_shift_plays_the_policies_of_its_base(run: tuple[Path, dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from steersman.agents.scorer import Scorer
-from steersman.runtime.network import Architecture, parameters
+from steersman.runtime.network import Architecture, behind, parameters
 from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, WIDTH
 from steersman.training.config import TrainingConfig, VariantsConfig
 from steersman.training.directions import covariance, directions, whitening
@@ -81,9 +81,30 @@ def test_an_mlp_is_searched_in_typical_weights(tmp_path: object) -> None:
     job = Job(Run(tmp_path, config), Console(quiet=True), None)  # type: ignore[arg-type]
     start = np.random.default_rng(0).normal(size=parameters(architecture))
     found = directions(job, start)
-    bilinear = parameters(architecture) - WIDTH * 2 - 2 - 2
-    unit = np.sqrt(np.mean(start**2))
-    assert found[bilinear:] == pytest.approx(unit * np.eye(len(start))[bilinear:])
-    assert not found[:bilinear, bilinear:].any()
-    assert (np.sqrt(np.square(found[:bilinear]).sum(axis=1)) > 2 * unit).all()  # most hardly move scores
+    searched = ~behind(architecture, "slo_guessed")
+    bilinear, mlp = CANDIDATE_FEATURES * (1 + len(architecture.gates)), 2 * WIDTH + 2 + 2
+    unit = np.sqrt(np.mean(start[searched] ** 2))
+    assert found[bilinear:, -mlp:] == pytest.approx(unit * np.eye(mlp))
+    assert not found[:bilinear, -mlp:].any()
+    moved = found[np.flatnonzero(searched[:bilinear])]
+    assert (np.sqrt(np.square(moved).sum(axis=1)) > 2 * unit).all()  # most hardly move scores
     job.close()
+
+
+@pytest.mark.parametrize("guessed", [False, True])
+def test_what_counts_where_slos_are_guesses_is_searched_alone(tmp_path: object, guessed: bool) -> None:
+    architecture = Architecture(gates=("burst", "slo_guessed"))
+    config = TrainingConfig(
+        description="Small.",
+        workload="smoke",
+        episode_s=5,
+        architecture=architecture,
+        variants=VariantsConfig(share=0),
+    )
+    job = Job(Run(tmp_path, config), Console(quiet=True), None)  # type: ignore[arg-type]
+    own = behind(architecture, "slo_guessed")
+    start = np.where(own, 0.0, np.random.default_rng(0).normal(size=parameters(architecture)))
+    found = directions(job, start, guessed=guessed)
+    job.close()
+    assert found.shape == (len(start), (own if guessed else ~own).sum())
+    assert (found.any(axis=1) == (own if guessed else ~own)).all()

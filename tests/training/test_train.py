@@ -16,6 +16,7 @@ from steersman import cli
 from steersman.envs.sb3 import SB3VecEnv
 from steersman.runtime.bundle import open_bundle
 from steersman.runtime.config import apply_sets, read_yaml, validate
+from steersman.runtime.network import Architecture, behind, unpack
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.config import TrainingConfig
@@ -65,7 +66,7 @@ TRAINING = {
     "compare": ["jsed", "least-requests", "push-shed"],
     "algorithms": ["cma-es", "ars", "maskable-ppo"],
     "variants": {"count": 2, "share": 0.5},
-    "search": {"population": 4, "generations": 3, "episodes": 2, "pool": 6},
+    "search": {"population": 4, "generations": 3, "episodes": 2, "pool": 6, "guessed": 2},
     "imitation": {"episodes": 2, "epochs": 2, "batch": 64},
     "ppo": {"steps": 512, "envs": 4, "rollout": 64, "batch": 64, "tried_episodes": 2, "tried_decisions": 10},
     "validation_episodes": 3,
@@ -135,6 +136,18 @@ def test_every_algorithm_leaves_its_curves(run: Path) -> None:
 def test_the_tuned_heuristic_and_the_learned_policy_have_one_budget(run: Path) -> None:
     names = ("tune-push-shed", "tune-push-hold-shed", "cma-es", "ars")
     assert {stage(run, name)["episodes"] for name in names} == {4 * 3 * 2}
+
+
+def test_what_is_done_where_slos_are_guesses_is_learned_last_and_changes_nothing_else(run: Path) -> None:
+    found, winner = stage(run, "guesses"), open_bundle(run).manifest.name.removeprefix("learned (").removesuffix(")")
+    own = behind(Architecture(), "slo_guessed")
+    before, after = np.array(stage(run, winner)["weights"]), np.array(found["weights"])
+    assert not before[own].any()
+    assert (before[~own] == after[~own]).all()
+    worths = found["worths"]
+    assert isinstance(worths, list)
+    assert after[own].any() == (worths[1] > worths[0])
+    assert unpack(open_bundle(run).compiled.values)[1] == pytest.approx(after, rel=1e-6)
 
 
 def test_the_scorer_imitates_the_teacher_in_its_tuned_form(run: Path) -> None:

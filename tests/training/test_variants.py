@@ -18,15 +18,15 @@ from steersman.training.drawn import Drawn, Recipe, drawn
 from steersman.training.job import Job
 from steersman.training.objective import Arena
 from steersman.training.run import Run
-from steersman.training.variants import numbers, told_alike, variant
+from steersman.training.variants import told_alike, variant
 
 WORKLOAD = load_workload(find_config("workloads", "default"))
 FLEET = load_fleet(find_config("fleets", "default"))
 MANY = 60
 
 
-def episode(number: int | None, seed: int = 0) -> Drawn:
-    return drawn(WORKLOAD, FLEET, Recipe(seed, 0.5, "train", 5.0, number))
+def episode(number: int | None, seed: int = 0, guessed: bool = False) -> Drawn:
+    return drawn(WORKLOAD, FLEET, Recipe(seed, 0.5, "train", 5.0, number, guessed))
 
 
 @pytest.mark.parametrize("number", range(0, MANY, 7))
@@ -59,17 +59,17 @@ def test_the_total_rate_stays() -> None:
         assert variant(WORKLOAD, FLEET, number).workload.offered_rps == pytest.approx(WORKLOAD.offered_rps)
 
 
-@pytest.mark.parametrize(("hidden", "blind"), [(0.0, 0), (1 / 3, 8), (0.5, 12), (1.0, 24)])
-def test_as_many_variants_hide_the_slos_as_asked(hidden: float, blind: int) -> None:
-    chosen = numbers(24, hidden)
-    assert len(set(chosen)) == 24
-    assert chosen == sorted(chosen)
-    assert sum(variant(WORKLOAD, FLEET, number).told is not None for number in chosen) == blind
-
-
-def test_by_default_a_third_of_the_variants_hide_the_slos() -> None:
-    config = VariantsConfig()
-    assert numbers(config.count, config.hidden) == list(range(24))
+@pytest.mark.parametrize("number", range(0, MANY, 7))
+def test_with_guessed_slos_a_variant_differs_in_what_is_told_alone(number: int) -> None:
+    plain, guessed = (variant(WORKLOAD, FLEET, number, g) for g in (False, True))
+    assert plain.told is None
+    assert guessed.told is not None
+    assert guessed._replace(told=None) == plain
+    true = [t.slo.ttft_s for t in guessed.workload.tenants.values()]
+    told = {t.slo for t in guessed.told.values()}
+    assert len(told) == 1
+    assert min(true) <= min(s.ttft_s for s in told) <= max(true)
+    assert all(s.guessed for s in told)
 
 
 def test_the_fleet_does_not_depend_on_the_workload() -> None:
@@ -86,7 +86,6 @@ def test_the_variants_differ_in_all_that_they_are_said_to() -> None:
     assert {f.replicas[1].count for f in fleets} == {2, 4, 8}
     fast = [f.replicas[0].cost.decode_a_s / FLEET.replicas[0].cost.decode_a_s for f in fleets]
     assert min(fast) < 0.7 < 1.4 < max(fast)
-    assert [v.told is not None for v in made] == [n % 3 == 0 for n in range(len(made))]
     assert all(
         1 <= b[0] <= b[1] for b in (v.workload.tenants["chat"].source["arrivals"]["bursts"]["factor"] for v in made)
     )
@@ -95,14 +94,14 @@ def test_the_variants_differ_in_all_that_they_are_said_to() -> None:
 def test_told_alike_says_the_same_slos_of_all_tenants_and_nothing_else() -> None:
     told = told_alike(WORKLOAD.tenants)
     assert {t.slo.ttft_s for t in told.values()} == {2.1}  # between the agents' 1.2 and the documents' 3
+    assert all(t.slo.guessed for t in told.values())
     assert [t.expected_output_tokens for t in told.values()] == [
         t.expected_output_tokens for t in WORKLOAD.tenants.values()
     ]
 
 
 def test_a_policy_that_is_told_wrong_slos_is_judged_by_the_true_ones() -> None:
-    number = next(n for n in range(MANY) if variant(WORKLOAD, FLEET, n).told is not None)
-    requests = episode(number)
+    requests = episode(0, guessed=True)
     assert requests.judged is not None
     assert len({t.slo.ttft_s for t in requests.tenants.values()}) == 1
     arena = Arena(FLEET, 1)

@@ -44,6 +44,11 @@ class Budget(Model):
         return max(1, self.generations // 8)
 
     @property
+    def guessed_generations(self) -> int:
+        """Of these, those in which a learned policy finds what to do where SLOs are guesses."""
+        return max(1, self.generations * 5 // 32)
+
+    @property
     def evaluations(self) -> int:
         """Simulated episodes that one policy's search may take in all."""
         return self.population * self.generations * self.episodes

@@ -15,6 +15,7 @@ from steersman.training.benchmark.folder import Folder
 from steersman.training.benchmark.learning import learn, training_config
 from steersman.training.benchmark.scenario import Scenario
 from steersman.training.benchmark.tuning import tuning_config, write_tuning
+from steersman.training.guesses import prepare_guesses
 from steersman.training.job import TRAINING, Job
 from steersman.training.objective import ArenaMaker
 from steersman.training.run import Run
@@ -88,7 +89,9 @@ def prepared(scenario: Scenario, folder: Folder, console: Console, arenas: Arena
     title, searched = f"{scenario.name}: ", []
     try:
         with console.status(f"{title}how much the fleet and its variants carry …"):
-            prepare(job)
+            best = resolve(prepare(job)["heuristic"])
+            if budget.training_seeds:
+                prepare_guesses(job, best)
         pool = job.pool(TRAINING, budget.pool)
         for name, policy in heuristics().items():
             if not policy.params:
@@ -128,7 +131,7 @@ def _learned(
     config = training_config(folder.plan.budget, copied.workload, copied.fleet, scenario.episode_s, seed)
     job = Job(Run(folder.path / scenario.name / f"training-{seed}", config), console, folder.traces, arenas)
     try:
-        job.load, job.variants = sized.load, sized.variants
+        job.load, job.variants, job.guessed = sized.load, sized.variants, sized.guessed
         found = job.run.once("learn", lambda: learn(job, teacher, seed))
     finally:
         job.close()

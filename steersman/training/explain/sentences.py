@@ -90,6 +90,7 @@ PHRASES = {
     "mean_ttft_slack": _compared("mean TTFT slack of the replicas"),
     "occupancy": _compared("fleet's occupancy"),
     "held": _compared("number of held requests"),
+    "slo_guessed": Phrase("guess at the SLOs", "its SLOs are a guess", "its SLOs are a promise"),
 }
 _OF_CANDIDATE = {feature.name for feature in CANDIDATE}
 _REST = {LEANING: "it leans that way anyway", LAYERS: "its hidden layers say so"}
