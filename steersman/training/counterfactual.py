@@ -86,8 +86,7 @@ class Values:
     """What roll-outs are worth, in requests: `worth` times the episode's requests, about how it went."""
 
     def __init__(self, episode: Episode, waiting: float) -> None:
-        tenants = episode.requests.judged or episode.requests.tenants
-        self._targets, self._waiting = tenant_table(tenants)["ttft_slo_s"], waiting
+        self._targets, self._waiting = tenant_table(episode.requests.tenants)["ttft_slo_s"], waiting
         tenant = episode.requests.table["tenant"]
         count = np.bincount(tenant, minlength=len(self._targets))
         share = np.bincount(tenant, weights=episode.outcomes.attained, minlength=len(self._targets))

@@ -32,10 +32,7 @@ class SituationsEnv(VecEnv):
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        count = job.config.search.pool
-        # Where SLOs are hidden, roll-outs would count by those that are told.
-        told = [one for one in job.pool(TRAINING, count) if one.judged is None]
-        self._pool = told or job.episodes(TRAINING, count)
+        self._pool = job.pool(TRAINING, job.config.search.pool)
         fleets = [one.fleet for one in self._pool if isinstance(one, Drawn) and one.fleet is not None]
         self._candidates = max(candidates_for(len(fleet.groups)) for fleet in fleets)
         self._collected: Situations | None = None

@@ -128,12 +128,3 @@ def test_a_step_is_worth_the_advantage_of_the_candidate_that_was_drawn(job: Job)
     assert env._seen is not first
     assert not np.array_equal(env._seen.rows, first.rows)
     job.close()
-
-
-def test_where_all_slos_are_hidden_the_workload_as_it_is_is_tried(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    hidden = [replace(one, judged=one.tenants) for one in job.episodes(0, 3)]
-    monkeypatch.setattr(job, "pool", lambda first, count: hidden)
-    env = SituationsEnv(job)
-    env.refresh(Scorer(job.config.architecture).get_weights(), 0)
-    assert env.reset().shape[0] == 32
-    job.close()
