@@ -97,7 +97,7 @@ class Architecture(Model):
     """The scorer's shape."""
 
     gates: tuple[str, ...] = Field(
-        default=("ttft_slo", "tpot_slo", "prompt_tokens", "slo_guessed"),
+        default=("ttft_slo", "tpot_slo", "prompt_tokens", "burst", "slo_guessed"),
         description="request features that the weights of the candidate features depend on",
     )
     hidden: tuple[int, ...] = Field(default=(), max_length=4, description="units of the MLP's layers; [] for none")
