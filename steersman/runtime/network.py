@@ -144,9 +144,7 @@ def behind(architecture: Architecture, gate: str) -> ndarray:
     """Which weights count only where the request feature `gate` is not zero: bool (parameters,); none of an MLP's."""
     found = np.zeros(parameters(architecture), bool)
     if gate in architecture.gates:
-        found[: math.prod(architecture.shapes[0])].reshape(architecture.shapes[0])[
-            :, 1 + architecture.gates.index(gate)
-        ] = True
+        split(architecture, found)[0][:, 1 + architecture.gates.index(gate)] = True
     return found
 
 

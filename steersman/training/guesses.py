@@ -27,9 +27,8 @@ def prepare_guesses(job: Job, policy: CompiledPolicy) -> None:
     """Size the variants with guessed SLOs by what `policy` carries there, and tell the job, if they are wanted."""
     config = job.config
     if config.search.guessed and behind(config.architecture, "slo_guessed").any():
-        job.guessed = job.run.once("guessed-variants", lambda: {"loads": size_variants(job, policy, guessed=True)})[
-            "loads"
-        ]
+        stored = job.run.once("guessed-variants", lambda: {"loads": size_variants(job, policy, guessed=True)})
+        job.guessed = stored["loads"]
 
 
 def learn_guesses(job: Job, weights: np.ndarray, first: int) -> dict[str, Any]:

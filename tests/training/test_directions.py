@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,17 @@ from steersman.training.job import Job
 from steersman.training.run import Run
 
 ARCHITECTURE = Architecture(gates=("burst",))
+
+
+def small(folder: Path, architecture: Architecture) -> Job:
+    config = TrainingConfig(
+        description="Small.",
+        workload="smoke",
+        episode_s=5,
+        architecture=architecture,
+        variants=VariantsConfig(share=0),
+    )
+    return Job(Run(folder, config), Console(quiet=True), None)
 
 
 def observations(decisions: int = 400, replicas: int = 4) -> np.ndarray:
@@ -69,16 +82,9 @@ def test_where_no_candidate_differs_weights_are_searched_as_they_are() -> None:
     assert (whitening(covariance(same, ARCHITECTURE)) == np.eye(parameters(ARCHITECTURE))).all()
 
 
-def test_an_mlp_is_searched_in_typical_weights(tmp_path: object) -> None:
+def test_an_mlp_is_searched_in_typical_weights(tmp_path: Path) -> None:
     architecture = Architecture(hidden=(2,))
-    config = TrainingConfig(
-        description="Small.",
-        workload="smoke",
-        episode_s=5,
-        architecture=architecture,
-        variants=VariantsConfig(share=0),
-    )
-    job = Job(Run(tmp_path, config), Console(quiet=True), None)  # type: ignore[arg-type]
+    job = small(tmp_path, architecture)
     start = np.random.default_rng(0).normal(size=parameters(architecture))
     found = directions(job, start)
     searched = ~behind(architecture, "slo_guessed")
@@ -92,16 +98,9 @@ def test_an_mlp_is_searched_in_typical_weights(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("guessed", [False, True])
-def test_what_counts_where_slos_are_guesses_is_searched_alone(tmp_path: object, guessed: bool) -> None:
+def test_what_counts_where_slos_are_guesses_is_searched_alone(tmp_path: Path, guessed: bool) -> None:
     architecture = Architecture(gates=("burst", "slo_guessed"))
-    config = TrainingConfig(
-        description="Small.",
-        workload="smoke",
-        episode_s=5,
-        architecture=architecture,
-        variants=VariantsConfig(share=0),
-    )
-    job = Job(Run(tmp_path, config), Console(quiet=True), None)  # type: ignore[arg-type]
+    job = small(tmp_path, architecture)
     own = behind(architecture, "slo_guessed")
     start = np.where(own, 0.0, np.random.default_rng(0).normal(size=parameters(architecture)))
     found = directions(job, start, guessed=guessed)
