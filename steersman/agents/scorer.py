@@ -49,7 +49,9 @@ class Scorer(nn.Module):
 
     def normalise(self, rows: Tensor) -> Tensor:
         """Raw observations as the network sees them, same shape."""
-        return (torch.asinh(rows / self.scale) / self.width).clamp(-LIMIT, LIMIT)
+        z = rows / self.scale
+        root = (1 + z * z).sqrt().sqrt()
+        return (z / (root * root.sqrt())).clamp(-LIMIT, LIMIT) / self.width
 
     def gates(self, features: Tensor) -> Tensor:
         """[1, some request features] of normalised rows: (…, C, 1 + G)."""

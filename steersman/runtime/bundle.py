@@ -18,7 +18,7 @@ import steersman
 from steersman.runtime import archive, manifest
 from steersman.runtime.errors import UserError
 from steersman.runtime.manifest import Graph, Manifest
-from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, compiled_policy, parameters
+from steersman.runtime.network import SCALE, Architecture, compiled_policy, parameters
 from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, HIGH, LOW, WIDTH
 from steersman.runtime.policy import CompiledPolicy, Policy
 from steersman.runtime.serving import OnnxPolicy, refuse_other_formats
@@ -140,8 +140,8 @@ def probes() -> list[np.ndarray]:
     made = []
     for candidates in PROBES:
         for extreme in (None, LOW, HIGH):
-            # Normal after normalising, hence from far below the scale to far above.
-            rows = SCALE * np.sinh(NORM_WIDTH * rng.normal(0.0, 1.5, (candidates, WIDTH)))
+            # From far below the scale to far above.
+            rows = SCALE * np.sinh(rng.normal(0.0, 3.0, (candidates, WIDTH)))
             rows = np.clip(rows, LOW, HIGH) if extreme is None else np.tile(extreme, (candidates, 1))
             rows[:, COLUMN["is_replica"]] = 1.0
             rows[:, CANDIDATE_FEATURES:] = rows[-1, CANDIDATE_FEATURES:]

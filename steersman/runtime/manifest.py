@@ -16,7 +16,7 @@ from steersman.runtime.config import Model, validate
 from steersman.runtime.errors import UserError
 from steersman.runtime.network import Architecture, split
 
-FORMAT = 1  # of the bundle: of this model, the network's formula and its normaliser
+FORMAT = 2  # of the bundle: of this model, the network's formula and its normaliser
 
 
 Weight = Annotated[float, Field(allow_inf_nan=False, ge=-3.4e38, le=3.4e38)]  # fits float32

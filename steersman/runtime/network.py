@@ -3,7 +3,7 @@
 With x the F normalised candidate features, r the normalised request features, and G gates g = [1, some of r]:
 
     score = Σ_fg W[f, g]·x_f·g_g + MLP([x, r])          MLP: tanh layers and a linear output; none by default
-    normalised = asinh(raw / scale) / width, clipped to [−LIMIT, LIMIT]
+    normalised = squash(raw / scale) / width                         squash(z) = z / (1 + z²)^⅜, clipped to ±LIMIT
 
 On the shed row every x is zero and so is its bilinear part: the weights of `is_replica`, times the gates, are
 a threshold for shedding that depends on the request. On the hold row only `is_hold` and `patience` are not zero. No
@@ -29,11 +29,11 @@ from steersman.runtime.errors import UserError
 from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, FEATURES, REQUEST, WIDTH
 from steersman.runtime.plugins import nearest
 from steersman.runtime.policy import CompiledPolicy
-from steersman.runtime.scoring import HEADER, score
+from steersman.runtime.scoring import HEADER, LIMIT, score
 
 
 class Range(NamedTuple):
-    """How to normalise a feature: linear up to about `scale`, logarithmic beyond, and 1 at `typical`."""
+    """How to normalise a feature: linear below `scale`, by its fourth root far beyond, and 1 at `typical`."""
 
     scale: float
     typical: float
@@ -89,15 +89,22 @@ NORMALISER = {
     "held": Range(4.0, 32.0),
     "slo_guessed": Range(1.0, 1.0),
 }
+
+
+def squash(z: ndarray) -> ndarray:
+    """z / (1 + z²)^⅜, clipped: much like a logarithm, of operations that are fast for many numbers at once."""
+    return np.clip(z / (1.0 + z * z) ** 0.375, -LIMIT, LIMIT)
+
+
 SCALE = np.array([NORMALISER[f.name].scale for f in FEATURES])
-NORM_WIDTH = np.array([math.asinh(NORMALISER[f.name].typical / NORMALISER[f.name].scale) for f in FEATURES])
+NORM_WIDTH = squash(np.array([NORMALISER[f.name].typical for f in FEATURES]) / SCALE)
 
 
 class Architecture(Model):
     """The scorer's shape."""
 
     gates: tuple[str, ...] = Field(
-        default=("ttft_slo", "tpot_slo", "prompt_tokens", "burst", "slo_guessed"),
+        default=("ttft_slo", "tpot_slo", "prompt_tokens", "slo_guessed"),
         description="request features that the weights of the candidate features depend on",
     )
     hidden: tuple[int, ...] = Field(default=(), max_length=4, description="units of the MLP's layers; [] for none")
@@ -146,6 +153,11 @@ def behind(architecture: Architecture, gate: str) -> ndarray:
     if gate in architecture.gates:
         split(architecture, found)[0][:, 1 + architecture.gates.index(gate)] = True
     return found
+
+
+def normalise(rows: ndarray) -> ndarray:
+    """Raw observations (…, WIDTH) as the network sees them, float64."""
+    return squash(rows / SCALE) / NORM_WIDTH
 
 
 def split(architecture: Architecture, weights: ndarray) -> list[ndarray]:

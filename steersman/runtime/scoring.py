@@ -17,23 +17,22 @@ from steersman.runtime.observation import CANDIDATE_FEATURES, WIDTH
 from steersman.runtime.policy import NEVER, SCORE
 
 HEADER = 6  # numbers before the gates' columns
-LIMIT = 5.0
-
-
-@njit
-def normalise(raw: float, inverse_scale: float, inverse_width: float) -> float:
-    """asinh(raw / scale) / width, clipped; NaN stays NaN."""
-    if raw == 0.0:
-        return 0.0
-    z = abs(raw * inverse_scale)
-    # Half the time of math.asinh, and as good at these scales.
-    y = np.log(z + np.sqrt(z * z + 1.0)) * inverse_width
-    if y > LIMIT:
-        y = LIMIT
-    return y if raw > 0.0 else -y
+LIMIT = 10.0
 
 
 # Over slices, so that indices start at zero and the loops become vector instructions.
+@njit
+def _normalise(raw: ndarray, inverse_scale: ndarray, inverse_width: ndarray, normalised: ndarray) -> None:
+    """squash(raw / scale) / width of each; NaN stays NaN."""
+    for j in range(len(raw)):
+        z = raw[j] * inverse_scale[j]
+        root = np.sqrt(np.sqrt(1.0 + z * z))
+        y = z / (root * np.sqrt(root))
+        y = LIMIT if y > LIMIT else y
+        y = -LIMIT if y < -LIMIT else y
+        normalised[j] = y * inverse_width[j]
+
+
 @njit
 def _copy(source: ndarray, target: ndarray) -> None:
     for j in range(len(source)):
@@ -62,8 +61,8 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
     shed = len(scores) - 1
 
     # What depends on the request alone is computed once: the gated weights, and its part of the first layer.
-    for k in range(CANDIDATE_FEATURES, WIDTH):
-        features[k] = normalise(rows[shed, k], inverse_scale[k], inverse_width[k])
+    k = CANDIDATE_FEATURES
+    _normalise(rows[shed, k:], inverse_scale[k:], inverse_width[k:], features[k:])
     for f in range(CANDIDATE_FEATURES):
         at = f * (1 + gates)
         gated[f] = weights[at]
@@ -73,16 +72,16 @@ def score(rows: ndarray, mask: ndarray, params: ndarray, memory: ndarray, scores
     if layers > 0:
         units = int(hidden[0])
         _copy(mlp[WIDTH * units : (WIDTH + 1) * units], first)
-        for k in range(CANDIDATE_FEATURES, WIDTH):
-            _add(features[k], mlp[k * units : (k + 1) * units], first)
+        for f in range(CANDIDATE_FEATURES, WIDTH):
+            _add(features[f], mlp[f * units : (f + 1) * units], first)
 
     for c in range(shed + 1):
         if not mask[c]:
             scores[c] = NEVER
             continue
+        _normalise(rows[c, :k], inverse_scale[:k], inverse_width[:k], features[:k])
         total = 0.0
-        for f in range(CANDIDATE_FEATURES):
-            features[f] = normalise(rows[c, f], inverse_scale[f], inverse_width[f])
+        for f in range(k):
             total += gated[f] * features[f]
         if layers > 0:
             units = int(hidden[0])

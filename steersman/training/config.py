@@ -14,12 +14,12 @@ class SearchConfig(Model):
     """CMA-ES and ARS. One budget for all: the learned policy and each tuned heuristic may play as many episodes."""
 
     population: int = Field(default=16, ge=4)
-    generations: int = Field(default=128, ge=1)
+    generations: int = Field(default=176, ge=1)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
     sigma: float = Field(default=0.15, gt=0, description="of steps, in typical weights; CMA-ES adapts it")
     guessed: int = Field(
-        default=20,
+        default=22,
         ge=0,
         description="further generations, of ARS, over what is done differently where SLOs are guesses; 0: nothing is",
     )

@@ -16,11 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from steersman.runtime.bundle import write_bundle
 from steersman.runtime.network import NORM_WIDTH, SCALE, Architecture, split
-from steersman.runtime.observation import CANDIDATE_FEATURES, FEATURES, WIDTH
+from steersman.runtime.observation import CANDIDATE_FEATURES, WIDTH
 from steersman.runtime.scoring import LIMIT
 
 OPSET, IR_VERSION = 17, 8  # old enough for ONNX Runtime 1.12 and later
-FAR = 8.0  # scales below zero at which float32 still has five digits of the logarithm
 
 
 def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
@@ -33,18 +32,22 @@ def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
         UserError: the number of weights does not fit the architecture, or a weight is not finite.
     """
     bilinear, *layers = split(architecture, weights)
-    g, signs = _Graph(), _signs()
-    _normalise_candidates(g, signs)
-    unit = np.concatenate([signs, np.ones(WIDTH - CANDIDATE_FEATURES)]) / NORM_WIDTH
-    bilinear = bilinear * unit[:CANDIDATE_FEATURES, None]
+    g = _Graph()
+    # The division by the widths is in the weights.
+    bilinear = bilinear / NORM_WIDTH[:CANDIDATE_FEATURES, None]
+    picked = np.diag(1.0 / SCALE)[:CANDIDATE_FEATURES]
+    g.add("Gemm", [g.constant("picked", picked), "rows"], "scaled", transB=1)
+    _squash(g, "scaled", "candidates")  # (features, candidates)
     request = list(range(CANDIDATE_FEATURES, WIDTH)) if layers else architecture.gate_columns
     if request:
-        _normalise_request(g, request)
+        g.add("Gather", ["rows", g.constant("last", np.array([-1]))], "row", axis=0)
+        g.add("MatMul", ["row", g.constant("request_picked", np.diag(1.0 / SCALE)[:, request])], "request_scaled")
+        _squash(g, "request_scaled", "request")  # (1, len(request))
     gated = g.constant("bilinear", bilinear[:, :1].T)
     if architecture.gates:
         by_gate = np.zeros((len(request), CANDIDATE_FEATURES))
         gates = architecture.gate_columns
-        by_gate[[request.index(f) for f in gates]] = (bilinear[:, 1:] * unit[gates]).T
+        by_gate[[request.index(f) for f in gates]] = (bilinear[:, 1:] / NORM_WIDTH[gates]).T
         gated = g.add("Gemm", ["request", g.constant("by_gate", by_gate), gated], "gated")  # (1, features)
     terms = g.add("MatMul", [gated, "candidates"], "terms")  # (1, candidates)
 
@@ -52,7 +55,7 @@ def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
     for i in range(len(architecture.hidden)):
         weight, common = layers[2 * i], g.constant(f"bias{i}", layers[2 * i + 1][:, None])
         if i == 0:  # the request's part is a bias that all candidates have in common
-            weight = weight * unit[:, None]
+            weight = weight / NORM_WIDTH[:, None]
             own = g.constant("request_weight", weight[CANDIDATE_FEATURES:].T)
             common = g.add("Gemm", [own, "request", common], "request_part", transB=1)
             weight = weight[:CANDIDATE_FEATURES]
@@ -64,44 +67,13 @@ def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
     return g.serialised()
 
 
-def _signs() -> np.ndarray:
-    """Signs (CANDIDATE_FEATURES,) with which each feature is large only where it is positive.
-
-    Log is a ninth as expensive as Asinh, but log(x + √(x² + 1)) loses digits where x is far below zero.
-    """
-    signs = np.ones(CANDIDATE_FEATURES)
-    for f, feature in enumerate(FEATURES[:CANDIDATE_FEATURES]):
-        if -feature.low > FAR * SCALE[f]:
-            signs[f] = -1.0
-            assert feature.high <= FAR * SCALE[f], f"{feature.name} may be far on both sides of zero"
-    return signs
-
-
-def _normalise_candidates(g: _Graph, signs: np.ndarray) -> None:
-    """`candidates` (features, C): asinh(sign · raw / scale), clipped; the division by width is in the weights."""
-    picked = np.zeros((CANDIDATE_FEATURES, WIDTH))
-    np.fill_diagonal(picked, signs / SCALE[:CANDIDATE_FEATURES])
-    g.add("Gemm", [g.constant("picked", picked), "rows"], "scaled", transB=1)
-    g.add("Mul", ["scaled", "scaled"], "square")
-    g.add("Add", ["square", g.constant("one", 1.0)], "more")
-    g.add("Sqrt", ["more"], "root")
-    g.add("Add", ["scaled", "root"], "sum")
-    g.add("Log", ["sum"], "unclipped")
-    g.add("Min", ["unclipped", g.constant("limits", LIMIT * NORM_WIDTH[:CANDIDATE_FEATURES, None])], "candidates")
-
-
-def _normalise_request(g: _Graph, columns: list[int]) -> None:
-    """`request` (1, len(columns)): asinh(raw / scale), clipped; the division by width is in the weights."""
-    picked, limits = np.zeros((WIDTH, len(columns))), LIMIT * NORM_WIDTH[columns]
-    picked[columns, np.arange(len(columns))] = 1.0 / SCALE[columns]
-    g.add("Gather", ["rows", g.constant("last", np.array([-1]))], "row", axis=0)
-    g.add("MatMul", ["row", g.constant("request_picked", picked)], "request_scaled")
-    g.add("Asinh", ["request_scaled"], "request_unclipped")
-    if any(FEATURES[f].low < 0 for f in columns):
-        g.add("Max", ["request_unclipped", g.constant("request_low", -limits)], "request_below")
-        g.add("Min", ["request_below", g.constant("request_high", limits)], "request")
-    else:
-        g.add("Min", ["request_unclipped", g.constant("request_high", limits)], "request")
+def _squash(g: _Graph, z: str, output: str) -> None:
+    """`network.squash`; the nodes between are named after `z`."""
+    more = g.add("Add", [g.add("Mul", [z, z], f"{z}_square"), g.constant(f"{z}_one", 1.0)], f"{z}_more")
+    root = g.add("Sqrt", [g.add("Sqrt", [more], f"{z}_root")], f"{z}_fourth_root")
+    divisor = g.add("Mul", [root, g.add("Sqrt", [root], f"{z}_eighth_root")], f"{z}_divisor")
+    limits = [g.constant(f"{z}_low", -LIMIT), g.constant(f"{z}_high", LIMIT)]
+    g.add("Clip", [g.add("Div", [z, divisor], f"{z}_unclipped"), *limits], output)
 
 
 class _Graph:

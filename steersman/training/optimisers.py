@@ -62,6 +62,9 @@ class CmaEs:
         self._cma.tell([(x, -float(v)) for x, v in zip(self._asked, values, strict=True)])
 
 
+DECAY = 0.003
+
+
 class Ars:
     """Augmented random search: Mania, Guy and Recht, "Simple random search of static policies", 2018 (ARS V1).
 
@@ -70,7 +73,8 @@ class Ars:
     direction and of a step.
 
     Steps do not shrink, so that it wanders about what it seeks: it gives the mean of the last half of where it was
-    (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992).
+    (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992). And it wanders off where
+    nothing that it is told makes a difference, so each step ends DECAY of the way back to the start.
     """
 
     def __init__(self, start: np.ndarray, *, sigma: float, population: int, seed: int) -> None:
@@ -100,4 +104,5 @@ class Ars:
         if deviation > 0:
             gain = (pairs[0] - pairs[1]) @ self._directions
             step = self._sigma / (len(self._directions) * deviation) * gain
-        self._visited.append(self._visited[-1] + step)
+        back = self._visited[0] - self._visited[-1]
+        self._visited.append(self._visited[-1] + step + DECAY * back)

@@ -268,8 +268,8 @@ def test_nan_weights_in_the_graph_are_refused(folder: Path) -> None:
 
 
 def test_another_format_is_refused_before_anything_else(folder: Path) -> None:
-    rewrite(folder, lambda data: data.update(format=2, novelty=1))
-    assert "bundle format 2, but this version reads format 1" in refusal(folder)
+    rewrite(folder, lambda data: data.update(format=1, novelty=1))
+    assert "bundle format 1, but this version reads format 2" in refusal(folder)
 
 
 def test_another_schema_is_refused_with_the_features_that_differ(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from steersman.training.optimisers import Ars, CmaEs, Optimiser
+from steersman.training.optimisers import DECAY, Ars, CmaEs, Optimiser
 
 BEST = np.array([1.0, -2.0, 0.5, 0.0])
 
@@ -52,6 +52,15 @@ def test_ars_moves_towards_the_better_of_two_opposites() -> None:
     up, _ = sorted((float(x[0]) for x in optimiser.ask()), reverse=True)
     optimiser.tell(np.array([x[0] for x in optimiser.mean + optimiser.spread * np.stack([[up], [-up]])]))
     assert optimiser.mean[0] != 0
+
+
+def test_ars_goes_back_where_nothing_makes_a_difference_any_more() -> None:
+    optimiser = make("ars")
+    for _ in range(5):
+        optimiser.tell(np.array([x[0] for x in optimiser.ask()]))
+    reached = np.mean(optimiser.ask(), axis=0)
+    optimiser.tell(np.zeros(8))
+    assert np.mean(optimiser.ask(), axis=0) == pytest.approx((1 - DECAY) * reached)
 
 
 def test_ars_gives_the_mean_of_the_last_half_of_where_it_was() -> None:

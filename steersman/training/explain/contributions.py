@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from steersman.runtime import scoring
-from steersman.runtime.network import NORM_WIDTH, SCALE, split, unpack
+from steersman.runtime.network import normalise, split, unpack
 from steersman.runtime.observation import CANDIDATE_FEATURES, COLUMN, FEATURES, WIDTH
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training.explain.situations import IS_REPLICA, Situation, scores_of
@@ -73,7 +73,7 @@ def typical_row(situations: Sequence[Situation]) -> np.ndarray:
 def _of_scorer(policy: CompiledPolicy, situation: Situation, leader: int, against: int) -> list[Contribution]:
     architecture, weights = unpack(policy.values)
     bilinear, *layers = split(architecture, weights)
-    y = np.clip(np.arcsinh(situation.rows / SCALE) / NORM_WIDTH, -scoring.LIMIT, scoring.LIMIT)
+    y = normalise(situation.rows)
     gates = np.concatenate([[1.0], y[-1, architecture.gate_columns]])
     terms = bilinear * gates * (y[leader] - y[against])[:CANDIDATE_FEATURES, None]  # (F, G)
     effects = np.zeros(WIDTH)
