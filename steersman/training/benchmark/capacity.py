@@ -30,8 +30,8 @@ def margins(curve: Curve, weights: np.ndarray) -> np.ndarray:
 
     weights: (R, S). Requests are pooled over the seeds drawn.
     """
-    attained = np.einsum("rs,lst->rlt", weights, curve.attained)
-    arrived = np.einsum("rs,lst->rlt", weights, curve.arrived)
+    # Products of matrices: einsum takes several times as long.
+    attained, arrived = (np.moveaxis(weights @ counts, 0, 1) for counts in (curve.attained, curve.arrived))
     overall = shares(attained.sum(-1), arrived.sum(-1)) - OVERALL
     return np.minimum(overall, shares(attained, arrived).min(-1) - EACH_TENANT)
 
