@@ -97,5 +97,5 @@ def test_a_graph_is_the_same_bytes_each_time_and_takes_any_number_of_candidates(
 def test_a_graph_with_nan_weights_is_refused() -> None:
     weights = random_weights(Architecture())
     weights[[3, 9]] = np.nan
-    with pytest.raises(UserError, match="2 of 174 weights are not finite"):
+    with pytest.raises(UserError, match="2 of 145 weights are not finite"):
         onnx_graph(Architecture(), weights)

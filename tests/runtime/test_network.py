@@ -108,7 +108,7 @@ def test_unpacking_gives_back_what_was_packed(architecture: Architecture) -> Non
 
 
 def test_the_wrong_number_of_weights_is_refused() -> None:
-    with pytest.raises(UserError, match=r"has 174 weights, but the array given has the shape \(3,\)"):
+    with pytest.raises(UserError, match=r"has 145 weights, but the array given has the shape \(3,\)"):
         pack(Architecture(), np.zeros(3))
 
 
