@@ -154,7 +154,7 @@ def dependence_figure(found: Explanation) -> Figure:
             axes.set_yscale("symlog")
         unit = FEATURES[COLUMN[d.feature]].unit
         axes.set_xlabel(f"{d.feature}, {unit}")
-        axes.set_title(f"{PHRASES[d.feature].noun}: chosen {_percent(d.kept[0])} → {_percent(d.kept[-1])}", fontsize=9)
+        axes.set_title(f"{PHRASES[d.feature].noun}:\nchosen {_percent(d.kept[0])} → {_percent(d.kept[-1])}", fontsize=9)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(found.dependence) :]:
