@@ -25,41 +25,34 @@ OPSET, IR_VERSION = 17, 8  # old enough for ONNX Runtime 1.12 and later
 def onnx_graph(architecture: Architecture, weights: np.ndarray) -> bytes:
     """The scorer as a serialised ONNX model, normaliser inside, shaped for speed under ONNX Runtime.
 
-    What depends on the request alone is computed once, from the last row. Candidates stand in columns, for operators
-    are slow along short rows. Inputs must be within the ranges of the observation's schema.
+    The gates, which depend on the request alone, are from the last row. Candidates stand in columns, for operators are
+    slow along short rows. Inputs must be within the ranges of the observation's schema.
 
     Raises:
         UserError: the number of weights does not fit the architecture, or a weight is not finite.
     """
     bilinear, *layers = split(architecture, weights)
-    g = _Graph()
-    # The division by the widths is in the weights.
+    g, gates = _Graph(), architecture.gate_columns
+    columns = [*range(CANDIDATE_FEATURES), *(range(CANDIDATE_FEATURES, WIDTH) if layers else gates)]
+    g.add("Gemm", [g.constant("picked", np.diag(1.0 / SCALE)[columns]), "rows"], "scaled", transB=1)
+    _squash(g, "scaled", "features")  # (columns, candidates); the division by the widths is in the weights
     bilinear = bilinear / NORM_WIDTH[:CANDIDATE_FEATURES, None]
-    picked = np.diag(1.0 / SCALE)[:CANDIDATE_FEATURES]
-    g.add("Gemm", [g.constant("picked", picked), "rows"], "scaled", transB=1)
-    _squash(g, "scaled", "candidates")  # (features, candidates)
-    request = list(range(CANDIDATE_FEATURES, WIDTH)) if layers else architecture.gate_columns
-    if request:
-        g.add("Gather", ["rows", g.constant("last", np.array([-1]))], "row", axis=0)
-        g.add("MatMul", ["row", g.constant("request_picked", np.diag(1.0 / SCALE)[:, request])], "request_scaled")
-        _squash(g, "request_scaled", "request")  # (1, len(request))
-    gated = g.constant("bilinear", bilinear[:, :1].T)
-    if architecture.gates:
-        by_gate = np.zeros((len(request), CANDIDATE_FEATURES))
-        gates = architecture.gate_columns
-        by_gate[[request.index(f) for f in gates]] = (bilinear[:, 1:] / NORM_WIDTH[gates]).T
-        gated = g.add("Gemm", ["request", g.constant("by_gate", by_gate), gated], "gated")  # (1, features)
-    terms = g.add("MatMul", [gated, "candidates"], "terms")  # (1, candidates)
+    own = np.zeros((1, len(columns)))
+    own[0, :CANDIDATE_FEATURES] = bilinear[:, 0]
+    gated = g.constant("bilinear", own)
+    if gates:
+        by_gate = np.zeros((len(columns), len(columns)))
+        by_gate[[columns.index(f) for f in gates], :CANDIDATE_FEATURES] = (bilinear[:, 1:] / NORM_WIDTH[gates]).T
+        g.add("Gather", ["features", g.constant("last", np.array([-1]))], "request", axis=1)  # (columns, 1)
+        gated = g.add("Gemm", ["request", g.constant("by_gate", by_gate), gated], "gated", transA=1)  # (1, columns)
+    terms = g.add("MatMul", [gated, "features"], "terms")  # (1, candidates)
 
-    inputs = "candidates"
+    inputs = "features"
     for i in range(len(architecture.hidden)):
-        weight, common = layers[2 * i], g.constant(f"bias{i}", layers[2 * i + 1][:, None])
-        if i == 0:  # the request's part is a bias that all candidates have in common
+        weight, bias = layers[2 * i], g.constant(f"bias{i}", layers[2 * i + 1][:, None])
+        if i == 0:
             weight = weight / NORM_WIDTH[:, None]
-            own = g.constant("request_weight", weight[CANDIDATE_FEATURES:].T)
-            common = g.add("Gemm", [own, "request", common], "request_part", transB=1)
-            weight = weight[:CANDIDATE_FEATURES]
-        g.add("Gemm", [g.constant(f"weight{i}", weight.T), inputs, common], f"linear{i}")  # (units, candidates)
+        g.add("Gemm", [g.constant(f"weight{i}", weight.T), inputs, bias], f"linear{i}")  # (units, candidates)
         inputs = g.add("Tanh", [f"linear{i}"], f"hidden{i}")
     if layers:
         terms = g.add("Gemm", [g.constant("output", layers[-1][None]), inputs, terms], "both")
