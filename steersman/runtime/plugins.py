@@ -28,8 +28,8 @@ class Kind(NamedTuple):
 
 @functools.cache
 def _installed(group: str) -> dict[str, importlib.metadata.EntryPoint]:
-    """Entry points of a group. To look through all distributions takes milliseconds: once in a process."""
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=group)}
+    """Entry points of a group, the first of each name. To look through all distributions takes milliseconds: once."""
+    return {entry.name: entry for entry in reversed(tuple(importlib.metadata.entry_points(group=group)))}
 
 
 def names(kind: Kind) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 from cmaes import CMA, SepCMA
 
+DECAY = 0.003  # ARS: the part of the way back to the start at which each step ends
+
 
 class Optimiser(Protocol):
     """Maximises. `ask` and `tell` take turns."""
@@ -62,9 +64,6 @@ class CmaEs:
         self._cma.tell([(x, -float(v)) for x, v in zip(self._asked, values, strict=True)])
 
 
-DECAY = 0.003
-
-
 class Ars:
     """Augmented random search: Mania, Guy and Recht, "Simple random search of static policies", 2018 (ARS V1).
 
@@ -74,7 +73,7 @@ class Ars:
 
     Steps do not shrink, so that it wanders about what it seeks: it gives the mean of the last half of where it was
     (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992). And it wanders off where
-    nothing that it is told makes a difference, so each step ends DECAY of the way back to the start.
+    nothing that it is told makes a difference, so each step ends a little of the way back to the start (weight decay).
     """
 
     def __init__(self, start: np.ndarray, *, sigma: float, population: int, seed: int) -> None:
