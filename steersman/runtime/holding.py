@@ -9,7 +9,7 @@ from __future__ import annotations
 from steersman.runtime.compiled import njit
 
 PAUSES = 10
-LEAST_S, MOST_S = 0.01, 0.5
+LEAST_S, MOST_S = 0.01, 1.0
 
 
 @njit(forceinline=True)

@@ -23,7 +23,7 @@ from steersman.runtime.cost import chunk_s, iteration_s
 from steersman.runtime.errors import UserError
 from steersman.runtime.holding import may_hold
 
-VERSION = 3
+VERSION = 4
 
 
 class Feature(NamedTuple):
@@ -64,8 +64,8 @@ CANDIDATE = (
     Feature("predicted_tpot", "s", 0, 1e4, "predicted time per output token with this request"),
     Feature("ttft_slack", "ratio", -1e4, 1, "(TTFT target − waited − predicted TTFT) / TTFT target"),
     Feature("tpot_slack", "ratio", -1e4, 1, "(TPOT target − predicted TPOT) / TPOT target"),
-    Feature("ttft_chance", "share", 0, 1, "logistic of 8·ttft_slack"),
-    Feature("tpot_chance", "share", 0, 1, "logistic of 8·tpot_slack"),
+    Feature("ttft_chance", "share", 0, 1, "½ + ½·x / √(1 + x²), x = 4·ttft_slack"),
+    Feature("tpot_chance", "share", 0, 1, "the same of tpot_slack"),
     Feature("kv_headroom", "share", -1e4, 1, "KV share free after this request and its expected output"),
     Feature("prefill_load", "ratio", 0, 1e4, "share of its time that recent prompts take"),
     Feature(
@@ -173,8 +173,10 @@ def predict(now, replica, view, prompt_tokens, uncached_tokens, expected_output)
 
 
 @njit(forceinline=True)
-def logistic(x):
-    return 1.0 / (1.0 + np.exp(-min(60.0, max(-60.0, x))))
+def _chance(slack):
+    """From 0 to 1, steep where a target is just met; of a root, which is faster than a logistic."""
+    x = 4.0 * slack
+    return 0.5 + 0.5 * x / np.sqrt(1.0 + x * x)
 
 
 @njit(forceinline=True)
@@ -223,8 +225,8 @@ def encode(now, replicas, book, tenant, prompt_tokens, max_tokens, matched, wait
         row[17] = p.tpot_s
         row[18] = ttft_slack
         row[19] = tpot_slack
-        row[20] = logistic(8.0 * ttft_slack)
-        row[21] = logistic(8.0 * tpot_slack)
+        row[20] = _chance(ttft_slack)
+        row[21] = _chance(tpot_slack)
         row[22] = max(-1e4, 1.0 - (context + prompt_tokens + expected) / rep.kv_tokens)
         row[23] = p.prefill_load
         row[24] = harmed

@@ -12,7 +12,7 @@ Formula:
     f = max(0.1, 1 − fairness·(attainment of the tenant − that of the worst tenant))
     cost = ttft(z)·u + tpot(z)·v + miss·(soft(u − ttft_margin) + soft(v − tpot_margin)) + harm·H − lost·G
          + prefill·S + load·B + kv·max(0, kv_reserve − K) − match·h
-    soft(x) = log(1 + exp(sharpness·x)) / sharpness, a hinge with a round corner
+    soft(x) = (x + √(x² + sharpness⁻²)) / 2, a hinge with a round corner
     shed if no allowed replica is viable; else the viable replica of least cost, the first of equals
     TTFT, TPOT   predicted for this request on the replica
     H, G         others in flight whose TPOT target this request would break; that miss it anyway
@@ -81,10 +81,9 @@ def between(strict: float, loose: float, z: float) -> float:
 
 
 @njit
-def soft(x: float, sharpness: float) -> float:
-    """max(0, x) with a round corner; sharper with `sharpness`."""
-    y = sharpness * x
-    return x if y > 30.0 else np.log1p(np.exp(y)) / sharpness
+def soft(x: float, corner: float) -> float:
+    """max(0, x) with a round corner, as wide as `corner`."""
+    return 0.5 * (x + np.sqrt(x * x + corner * corner))
 
 
 @njit
@@ -102,12 +101,12 @@ def score_replicas(rows: ndarray, mask: ndarray, params: ndarray, z: float, scor
     shed_ttft = favour * between(params[2], params[3], z)
     shed_tpot = favour * between(params[4], params[5], z)
     ttft, tpot = between(params[8], params[9], z), between(params[10], params[11], z)
-    shed_harm, miss, ttft_margin, tpot_margin, sharpness = (
+    shed_harm, miss, ttft_margin, tpot_margin, corner = (
         params[6],
         params[12],
         params[13],
         params[14],
-        params[15],
+        1.0 / params[15],
     )
     harm, lost, prefill, load, kv, kv_reserve, match = params[16:23]
     best, chosen = -np.inf, -1
@@ -118,7 +117,7 @@ def score_replicas(rows: ndarray, mask: ndarray, params: ndarray, z: float, scor
         row = rows[c]
         u, v = 1.0 - row[TTFT_SLACK], 1.0 - row[TPOT_SLACK]
         cost = ttft * u + tpot * v
-        cost += miss * (soft(u - ttft_margin, sharpness) + soft(v - tpot_margin, sharpness))
+        cost += miss * (soft(u - ttft_margin, corner) + soft(v - tpot_margin, corner))
         cost += harm * row[HARMED] - lost * row[LOST]
         cost += prefill * row[PREFILL_TIME] + load * row[PREFILL_LOAD]
         cost += kv * max(0.0, kv_reserve - row[HEADROOM])
