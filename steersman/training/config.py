@@ -105,7 +105,7 @@ class TrainingConfig(Model):
     )
     reward: str = Field(default="missed", description="what PPO maximises with GAE: a module of steersman.envs.rewards")
     waiting: float = Field(
-        default=0.01,
+        default=0.015,
         ge=0,
         description="what a second of waiting for the first token costs in the search, in attainment, up to the "
         "TTFT target. Heuristics are tuned without",

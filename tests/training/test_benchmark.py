@@ -296,7 +296,7 @@ def test_a_heuristic_is_tuned_as_steersman_tune_does_it(run: tuple[Path, dict[st
         assert (folder / "stages" / f"{stage}.json").read_text() == (small / "stages" / f"{stage}.json").read_text()
 
 
-def test_the_teacher_is_what_an_eighth_of_the_budget_finds(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_teacher_is_what_a_third_of_the_budget_finds(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     small, part = run[0] / "small", f'set=["search.generations={SMALL.teacher_generations}"]'
     assert steersman("tune", small / "tuning.yaml", "--set", part, "--out", tmp_path) == 0
     (folder,) = tmp_path.iterdir()

@@ -17,7 +17,7 @@ class Budget(Model):
     """The full benchmark. One budget of simulated episodes for all: each tuned heuristic, and the learned policy."""
 
     population: int = Field(default=16, ge=4, description="candidates of a generation of a search")
-    generations: int = Field(default=176, ge=4)
+    generations: int = Field(default=288, ge=4)
     episodes: int = Field(default=6, ge=1, description="episodes that each candidate of a generation plays")
     pool: int = Field(default=192, ge=1, description="training episodes to draw from")
     variants: int = Field(default=24, ge=1, description="of workload and fleet, in a part of these episodes")
@@ -40,13 +40,13 @@ class Budget(Model):
 
     @property
     def teacher_generations(self) -> int:
-        """Of the budget of a learned policy, those that go into tuning its teacher: an eighth."""
-        return max(1, self.generations // 8)
+        """Of the budget of a learned policy, those that go into tuning its teacher: a third."""
+        return max(1, self.generations // 3)
 
     @property
     def guessed_generations(self) -> int:
-        """Another eighth: those in which a learned policy finds what to do where SLOs are guesses."""
-        return max(1, self.generations // 8)
+        """A twelfth: those in which a learned policy finds what to do where SLOs are guesses."""
+        return max(1, self.generations // 12)
 
     @property
     def evaluations(self) -> int:

@@ -81,7 +81,7 @@ def prepared(scenario: Scenario, folder: Folder, console: Console, arenas: Arena
     """Tuned heuristics and learned policies for a scenario.
 
     Every tunable heuristic has the whole budget. The learned policies' teacher, who sends, holds and sheds, is taken as
-    it was after an eighth of the budget, and they have the rest: nobody had more.
+    it was after a third of the budget, and they have the rest: nobody had more.
     """
     budget = folder.plan.budget
     job = _job(scenario, folder, console, arenas)

@@ -18,7 +18,7 @@ SEEDS_APART = 10_000  # first seeds of the training episodes of two training see
 
 
 def training_config(budget: Budget, workload: str, fleet: str, episode_s: float | None, seed: int) -> TrainingConfig:
-    """The training of one learned policy: what is left of the budget, when its teacher has had an eighth of it.
+    """The training of one learned policy: what is left of the budget, when its teacher has had a third of it.
 
     One generation less than that, for the episodes of the imitation and of the choices at the end.
     """

@@ -49,7 +49,7 @@ first token and their rate of tokens in time; first crossing on a grid of loads,
 requests count as missed. Ratios are paired: all policies play the same episodes. Intervals are 95 % bootstrap
 intervals over held-out episodes and, for the learned policy, training seeds; its figures are means over them.</p>
 <p><b>Tuning</b>: every heuristic with parameters is tuned on training episodes with the budget that a learned policy
-has, its teacher's part included. The teacher is push-hold-shed at an eighth of the budget. The strongest tuned
+has, its teacher's part included. The teacher is push-hold-shed at a third of the budget. The strongest tuned
 heuristic and the best as shipped are chosen by the capacities measured here, which favours the heuristics.</p>
 <p><b>Columns</b>: goodput at loads relative to the best heuristic's capacity; the rest at the scenario's headline
 load. Latencies are of completed requests, mean / P50 / P99. Jain: fairness index of tokens served over tokens asked
