@@ -48,13 +48,13 @@ def spec_of(name: str, policy: CompiledPolicy) -> str:
     return name + "?" + "&".join(f"{key}={value:.6g}" for key, value in values)
 
 
-def serving(spec: str, candidates: int) -> Policy:
-    """The policy that `spec` means, in the form that decides fastest among so many. Errors as `resolve`."""
+def serving(spec: str) -> Policy:
+    """The policy that `spec` means, in the form that decides fastest. Errors as `resolve`."""
     if not is_path(spec):
         return resolve(spec).bind()
     from steersman.runtime.bundle import load_serving
 
-    return load_serving(Path(spec), candidates)
+    return load_serving(Path(spec))
 
 
 def is_path(spec: str) -> bool:

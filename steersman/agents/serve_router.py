@@ -55,7 +55,7 @@ class PolicyRouter(RequestRouter):
         """
         tenants = load_workload(find_config("workloads", workload), traces=Path(traces) if traces else None).tenants
         self.scheduler = Scheduler(load_fleet(find_config("fleets", fleet)), tenants)
-        self._policy = serving(policy, self.scheduler.candidates)
+        self._policy = serving(policy)
         self._slots = {name: slot for slot, name in enumerate(self.scheduler.fleet.names)}
         self._estimate = TokenEstimate()
         self._tickets: dict[str, Ticket] = {}

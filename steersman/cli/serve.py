@@ -70,7 +70,6 @@ def serve(
     from steersman.runtime.gateway import GatewayConfig, GatewayTenant, Policies
     from steersman.runtime.gateway import serve as run_gateway
     from steersman.runtime.log import line
-    from steersman.runtime.observation import candidates_for
     from steersman.runtime.tenant import Tenant
     from steersman.runtime.workload import load_workload
 
@@ -91,9 +90,8 @@ def serve(
         for name, tenant in load_workload(find_config("workloads", settings.workload)).tenants.items()
     }
     served = load_fleet(find_config("fleets", settings.fleet))
-    candidates = candidates_for(len(served.groups))
     kept_in = None if settings.admin is None else settings.admin.policies
-    store = PolicyStore(kept_in, lambda spec: heuristic(spec).bind(), candidates)
+    store = PolicyStore(kept_in, lambda spec: heuristic(spec).bind())
     bundle = Path(settings.policy) if is_path(settings.policy) else None
     first = store.prepare_heuristic(settings.policy) if bundle is None else store.prepare_path(bundle)
     policies = Policies(store, first, bundle)
@@ -108,7 +106,7 @@ def serve(
             served,
             tenants,
             policies,
-            serving(settings.fallback, candidates),
+            serving(settings.fallback),
             board=board.write if board else None,
         )
     except UserError as error:

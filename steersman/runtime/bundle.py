@@ -24,7 +24,6 @@ from steersman.runtime.policy import CompiledPolicy, Policy
 from steersman.runtime.serving import OnnxPolicy, refuse_other_formats
 
 PROBES = (2, 3, 18)  # candidates of the self-test's observations, hold and shed included
-COMPILED_CANDIDATES = 128  # above, the graph is the faster form (`steersman bench decision`)
 TOLERANCE = 1e-4  # of the largest score: float32 against float64
 
 
@@ -35,9 +34,10 @@ class Bundle(NamedTuple):
     compiled: CompiledPolicy
     serving: OnnxPolicy
 
-    def fastest(self, candidates: int) -> Policy:
-        """The form that decides fastest among so many candidates; both were found to score alike."""
-        return self.compiled.bind() if candidates <= COMPILED_CANDIDATES else self.serving
+    @property
+    def fastest(self) -> Policy:
+        """The form that decides fastest, the graph where there is an MLP; both were found to score alike."""
+        return self.serving if self.manifest.architecture.hidden else self.compiled.bind()
 
 
 def write_bundle(
@@ -101,12 +101,12 @@ def load_bundle(path: str | Path) -> CompiledPolicy:
     return open_bundle(path).compiled
 
 
-def load_serving(path: str | Path, candidates: int) -> Policy:
-    """The policy of a bundle in the form that decides fastest among so many candidates, for the gateway.
+def load_serving(path: str | Path) -> Policy:
+    """The policy of a bundle in the form that decides fastest, for the gateway.
 
     Same paths and errors as `open_bundle`.
     """
-    return open_bundle(path).fastest(candidates)
+    return open_bundle(path).fastest
 
 
 def open_zip(data: bytes, where: str) -> Bundle:

@@ -88,7 +88,7 @@ class Admin:
 
 @asynccontextmanager
 async def admin(key: str = "") -> AsyncIterator[Admin]:
-    store = PolicyStore(None, named, 5)
+    store = PolicyStore(None, named)
     first, _ = store.begin(store.prepare_heuristic("jsed"))
     scheduler = Scheduler(fleet({}, {}), TENANTS, first, named("least-requests"), policy_limit_s=10.0)
     assert scheduler.deployment is not None

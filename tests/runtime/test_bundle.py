@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from steersman.runtime import archive, manifest
 from steersman.runtime.bundle import load_bundle, load_serving, open_bundle, write_bundle
 from steersman.runtime.errors import UserError
-from steersman.runtime.network import unpack
+from steersman.runtime.network import Architecture, parameters, unpack
 from steersman.runtime.observation import FEATURES, WIDTH
 from steersman.runtime.policy import BoundPolicy, pick
 from steersman.runtime.serving import OnnxPolicy
@@ -45,7 +45,7 @@ def zipped(tmp_path: Path) -> Path:
 def refusal(path: Path) -> str:
     """The sentence with which both ways of loading refuse a bundle."""
     with pytest.raises(UserError) as caught:
-        load_serving(path, 4)
+        load_serving(path)
     with pytest.raises(UserError) as other:
         load_bundle(path)
     assert str(caught.value) == str(other.value)
@@ -96,9 +96,12 @@ def test_served_and_compiled_choose_alike(folder: Path) -> None:
         assert exact[pick(exact, mask)] - exact[pick(scores, mask)] <= 1e-5 * np.abs(exact[mask]).max()
 
 
-def test_few_candidates_are_served_compiled_and_many_by_the_graph(folder: Path) -> None:
-    assert isinstance(load_serving(folder, 128), BoundPolicy)
-    assert isinstance(load_serving(folder, 129), OnnxPolicy)
+def test_an_mlp_is_served_by_the_graph_and_what_is_linear_compiled(tmp_path: Path) -> None:
+    for hidden, form in (((), BoundPolicy), ((8,), OnnxPolicy)):
+        architecture = Architecture(hidden=hidden)
+        weights = np.zeros(parameters(architecture))
+        made = export(tmp_path / str(hidden), architecture=architecture, weights=weights)
+        assert isinstance(load_serving(made), form)
 
 
 def test_scores_are_the_callers_to_keep(folder: Path) -> None:
@@ -130,7 +133,7 @@ def test_a_second_export_replaces_the_first(folder: Path, zipped: Path) -> None:
 def test_serving_needs_neither_torch_nor_onnx(folder: Path) -> None:
     code = (
         "import sys; from steersman.runtime import bundle; assert 'onnxruntime' not in sys.modules;"
-        f"bundle.load_serving({str(folder)!r}, 4); bundle.load_bundle({str(folder)!r});"
+        f"bundle.load_serving({str(folder)!r}); bundle.load_bundle({str(folder)!r});"
         "print([m for m in ('torch', 'onnx', 'gymnasium') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -37,7 +37,7 @@ async def operated(
     path: Path | None = None, tls: Tls | None = None, folder: Path | None = None
 ) -> AsyncIterator[tuple[Served, str, list[str]]]:
     """A gateway with its admin API, that API's URL, and what the operator was told."""
-    store, told = PolicyStore(folder, named, 4), list[str]()
+    store, told = PolicyStore(folder, named), list[str]()
     first = store.prepare_heuristic("jsed") if path is None else store.prepare_path(path)
     release, _ = store.begin(first)
     async with serving(release) as s:

@@ -43,7 +43,7 @@ def zipped(path: Path, seed: int = 0, name: str = "learned") -> bytes:
 
 
 def deployer(folder: Path | None = None, configured: str = "jsed") -> Deployer:
-    store = PolicyStore(folder, named, 5)
+    store = PolicyStore(folder, named)
     first, predecessors = store.begin(store.prepare_heuristic(configured))
     scheduler = Scheduler(fleet({}, {}), TENANTS, first, named("least-requests"), policy_limit_s=SLOW_MACHINE_S)
     assert scheduler.deployment is not None
@@ -59,7 +59,7 @@ def versions(deployment: Deployment) -> tuple[str, list[str]]:
 
 
 def test_a_version_is_the_name_and_the_start_of_the_digest(tmp_path: Path) -> None:
-    store = PolicyStore(None, named, 5)
+    store = PolicyStore(None, named)
     data = zipped(tmp_path, name="Größe & ../Form")
     release = store.prepare_zip(data, "it").release
     digest = manifest.parse(archive.unpack(data, "it")[archive.MANIFEST], "it").sha256
@@ -68,7 +68,7 @@ def test_a_version_is_the_name_and_the_start_of_the_digest(tmp_path: Path) -> No
 
 
 def test_a_folder_and_its_zip_have_the_same_version(tmp_path: Path) -> None:
-    store = PolicyStore(None, named, 5)
+    store = PolicyStore(None, named)
     export(tmp_path / "bundle")
     shutil.make_archive(str(tmp_path / "made"), "zip", tmp_path, "bundle")
     first, second = (store.prepare_path(tmp_path / name).release.version for name in ("bundle", "made.zip"))
@@ -77,7 +77,7 @@ def test_a_folder_and_its_zip_have_the_same_version(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_two_loads_share_no_memory(tmp_path: Path, in_memory: bool) -> None:
-    store = PolicyStore(None if in_memory else tmp_path / "state", named, 5)
+    store = PolicyStore(None if in_memory else tmp_path / "state", named)
     for prepared in (store.prepare_zip(zipped(tmp_path), "it"), store.prepare_heuristic("round-robin")):
         store.keep(prepared)
         first, second = (store.load(prepared.release.version) for _ in range(2))
@@ -86,7 +86,7 @@ def test_two_loads_share_no_memory(tmp_path: Path, in_memory: bool) -> None:
 
 
 def test_an_unknown_version_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    store = PolicyStore(None, named, 5)
+    store = PolicyStore(None, named)
     store.keep(store.prepare_heuristic("jsed"))
     with pytest.raises(UserError, match="there is no policy 'jsd'; did you mean 'jsed'"):
         store.load("jsd")
@@ -135,11 +135,11 @@ async def test_a_bundle_that_was_damaged_on_disk_falls_back(tmp_path: Path) -> N
 def test_an_index_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(UserError, match=r"policies\.json: "):
-        PolicyStore(tmp_path, named, 5)
+        PolicyStore(tmp_path, named)
 
 
 def test_old_policies_go_but_not_those_in_use(tmp_path: Path) -> None:
-    store = PolicyStore(tmp_path / "state", named, 5)
+    store = PolicyStore(tmp_path / "state", named)
     store.begin(store.prepare_zip(zipped(tmp_path), "it"))
     first = store.index.current
     for weight in range(KEPT + 5):
@@ -383,7 +383,7 @@ async def test_a_reloaded_bundle_does_not_undo_later_pushes_at_a_restart(tmp_pat
     path, store = export(tmp_path / "bundle"), tmp_path / "state"
 
     def started() -> Deployer:
-        it = PolicyStore(store, named, 5)
+        it = PolicyStore(store, named)
         first, predecessors = it.begin(it.prepare_path(path))
         scheduler = Scheduler(fleet({}, {}), TENANTS, first, named("jsed"), policy_limit_s=SLOW_MACHINE_S)
         assert scheduler.deployment is not None
@@ -401,7 +401,7 @@ async def test_a_reloaded_bundle_does_not_undo_later_pushes_at_a_restart(tmp_pat
 
 
 def test_a_bundles_policy_decides_in_the_scheduler(tmp_path: Path) -> None:
-    store = PolicyStore(None, named, 5)
+    store = PolicyStore(None, named)
     release, _ = store.begin(store.prepare_path(export(tmp_path / "bundle")))
     s = Scheduler(fleet({}, {}), TENANTS, release, named("jsed"), policy_limit_s=SLOW_MACHINE_S)
     decision = s.decide(s.arrive(LiveRequest(tenant=0, prompt_tokens=100, max_tokens=10)))

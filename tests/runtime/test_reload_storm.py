@@ -47,7 +47,7 @@ class Broken:
 
 
 async def test_no_decision_is_lost_and_each_names_its_version(tmp_path: Path) -> None:
-    store = PolicyStore(tmp_path / "state", named, 5)
+    store = PolicyStore(tmp_path / "state", named)
     first, _ = store.begin(store.prepare_heuristic("jsed"))
     s = Scheduler(fleet({}, {}, {}), TENANTS, first, named("least-requests"), policy_limit_s=10.0)
     d = s.deployment
@@ -138,7 +138,7 @@ async def test_no_request_to_the_gateway_is_dropped(tmp_path: Path) -> None:
     async with serving(named("jsed")) as gateway:
         s = gateway.gateway.scheduler
         assert s.deployment is not None
-        store = PolicyStore(None, named, 5)
+        store = PolicyStore(None, named)
         store.begin(store.prepare_heuristic("jsed"))
         deployer = Deployer(s.deployment, store, SelfTest(s))
         data = archive.pack(archive.read(export(tmp_path / "bundle")))

@@ -47,7 +47,7 @@ class RoundRobin:
 tenants = {"chat": GatewayTenant(slo={"ttft_s": 5, "tpot_s": 0.2})}
 try:
     fleet, port = load_fleet(sys.argv[1]), int(sys.argv[2])
-    store = PolicyStore(None, RoundRobin, 4)
+    store = PolicyStore(None, RoundRobin)
     policies = Policies(store, store.prepare_heuristic("turns"))
     admin = AdminConfig(port=0)
     sys.exit(serve(GatewayConfig(port=port, admin=admin), fleet, tenants, policies, RoundRobin("fallback")))

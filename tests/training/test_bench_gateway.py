@@ -128,7 +128,7 @@ def test_the_tables_have_a_row_for_each_target(figures: dict[str, Any]) -> None:
 
 
 def test_the_default_policy_takes_a_replica_whatever_happens(tmp_path: Path) -> None:
-    policy = serving(str(measure.random_bundle(tmp_path / "bundle")), 4)
+    policy = serving(str(measure.random_bundle(tmp_path / "bundle")))
     fleet = Fleet.model_validate(targets.fleet_of([1, 2]))
     tenants = {"all": Tenant.model_validate({"slo": {"ttft_s": 0.1, "tpot_s": 0.001}})}
     scheduler = Scheduler(fleet, tenants, policy, policy, policy_limit_s=1.0)

@@ -74,17 +74,15 @@ class PolicyStore:
 
     `load` gives a new policy each time, so that two places of a deployment never share one's memory.
 
-    folder: None keeps all in memory. heuristic: gives the policy of a name such as `jsed?decode_weight=0`. candidates:
-    of every decision, for the form of a bundle that is the fastest there.
+    folder: None keeps all in memory. heuristic: gives the policy of a name such as `jsed?decode_weight=0`.
 
     Raises:
         UserError: the folder cannot be written, or its index cannot be read.
     """
 
-    def __init__(self, folder: Path | None, heuristic: Callable[[str], Policy], candidates: int) -> None:
+    def __init__(self, folder: Path | None, heuristic: Callable[[str], Policy]) -> None:
         self._folder = folder
         self._heuristic = heuristic
-        self._candidates = candidates
         self._data: dict[str, bytes] = {}  # bundles, where there is no folder
         self._lock = threading.Lock()
         self.index = Index()
@@ -109,7 +107,7 @@ class PolicyStore:
         """
         bundle = open_zip(data, where)
         made = bundle.manifest
-        release = Release(bundle.fastest(self._candidates), made.version, made.summary)
+        release = Release(bundle.fastest, made.version, made.summary)
         return Prepared(release, Entry(name=made.name, summary=made.summary, pushed=_now()), data)
 
     def prepare_path(self, path: Path) -> Prepared:
