@@ -46,7 +46,7 @@ def decision_table(figures: dict[str, Any]) -> Table:
         ("the same with its compiled form", "compiled_"),
         ("observation and guard", "observe_"),
         ("checks, choice and counts", "beside_"),
-        ("all of a decision", "decide_"),
+        ("all of a decision, by the faster form", "decide_"),
     ):
         cells = [f"{figures[prefix + name][size]:.1f}" for size in sizes for name in ("p50_us", "p99_us")]
         table.add_row(text, *cells)
