@@ -24,7 +24,7 @@ from steersman.runtime.policy import CompiledPolicy, Policy
 from steersman.runtime.serving import OnnxPolicy, refuse_other_formats
 
 PROBES = (2, 3, 18)  # candidates of the self-test's observations, hold and shed included
-TOLERANCE = 1e-4  # of the largest score: float32 against float64
+TOLERANCE = 1e-4  # of the largest score: both are float32, and add in different orders
 
 
 class Bundle(NamedTuple):
