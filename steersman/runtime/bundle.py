@@ -34,7 +34,6 @@ class Bundle(NamedTuple):
     compiled: CompiledPolicy
     serving: OnnxPolicy
 
-    @property
     def fastest(self) -> Policy:
         """The form that decides fastest, the graph where there is an MLP; both were found to score alike."""
         return self.serving if self.manifest.architecture.hidden else self.compiled.bind()
@@ -106,7 +105,7 @@ def load_serving(path: str | Path) -> Policy:
 
     Same paths and errors as `open_bundle`.
     """
-    return open_bundle(path).fastest
+    return open_bundle(path).fastest()
 
 
 def open_zip(data: bytes, where: str) -> Bundle:

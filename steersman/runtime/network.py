@@ -205,10 +205,10 @@ def pack(architecture: Architecture, weights: ndarray) -> ndarray:
     header = _header(architecture)
     if len(weights) != header[5]:
         split(architecture, weights)
-    vector, gated = np.asarray(weights, np.float64), (CANDIDATE_FEATURES, 1 + len(architecture.gates))
-    bilinear = math.prod(gated)
-    padded = np.zeros((gated[1], PADDED))
-    padded[:, :CANDIDATE_FEATURES] = vector[:bilinear].reshape(gated).T
+    vector, shape = np.asarray(weights, np.float64), architecture.shapes[0]
+    bilinear = math.prod(shape)
+    padded = np.zeros((shape[1], PADDED))
+    padded[:, :CANDIDATE_FEATURES] = vector[:bilinear].reshape(shape).T
     return np.concatenate([header, padded.ravel(), vector[bilinear:]])
 
 
@@ -224,8 +224,9 @@ def unpack(params: ndarray) -> tuple[Architecture, ndarray]:
     columns = params[HEADER : HEADER + gates].astype(int)
     hidden = params[HEADER + gates : HEADER + gates + layers].astype(int)
     architecture = Architecture(gates=tuple(FEATURES[i].name for i in columns), hidden=tuple(hidden.tolist()))
-    bilinear = params[length : length + (1 + gates) * PADDED].reshape(1 + gates, PADDED)[:, :CANDIDATE_FEATURES]
-    return architecture, np.concatenate([bilinear.T.ravel(), params[length + (1 + gates) * PADDED :]])
+    rest = length + (1 + gates) * PADDED
+    bilinear = params[length:rest].reshape(1 + gates, PADDED)[:, :CANDIDATE_FEATURES]
+    return architecture, np.concatenate([bilinear.T.ravel(), params[rest:]])
 
 
 def memory_size(architecture: Architecture) -> int:

@@ -107,7 +107,7 @@ class PolicyStore:
         """
         bundle = open_zip(data, where)
         made = bundle.manifest
-        release = Release(bundle.fastest, made.version, made.summary)
+        release = Release(bundle.fastest(), made.version, made.summary)
         return Prepared(release, Entry(name=made.name, summary=made.summary, pushed=_now()), data)
 
     def prepare_path(self, path: Path) -> Prepared:

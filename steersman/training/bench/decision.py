@@ -88,7 +88,7 @@ def _times(bundle: Bundle, candidates: int, rounds: int) -> dict[str, np.ndarray
         "compiled": _decide_us(compiled, rounds)[1],
         "observe": observe,
         "beside": beside,
-        "decide": _decide_us(_busy(bundle.fastest, candidates), rounds)[0],
+        "decide": _decide_us(_busy(bundle.fastest(), candidates), rounds)[0],
     }
 
 
