@@ -24,11 +24,13 @@ def candidates(observations: torch.Tensor) -> torch.Tensor:
 class Scorer(nn.Module):
     """Scores candidates, each by itself: (…, C, WIDTH) → (…, C), float32.
 
-    A new scorer gives every candidate the score 0: a uniform policy. The hidden layers start at random.
+    A new scorer gives every candidate the score 0: a uniform policy. The hidden layers start at random. The bilinear
+    weights are `basis` @ `coordinates`, and an optimiser steps in coordinates.
     """
 
     scale: Tensor
     width: Tensor
+    basis: Tensor
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -36,12 +38,19 @@ class Scorer(nn.Module):
         # Constants, not weights: outside the state dict.
         self.register_buffer("scale", torch.from_numpy(SCALE).float(), persistent=False)
         self.register_buffer("width", torch.from_numpy(NORM_WIDTH).float(), persistent=False)
-        self.bilinear = nn.Parameter(torch.zeros(CANDIDATE_FEATURES, 1 + len(architecture.gates)))
+        size = CANDIDATE_FEATURES * (1 + len(architecture.gates))
+        self.coordinates = nn.Parameter(torch.zeros(size))
+        self.register_buffer("basis", torch.eye(size))
         sizes = [WIDTH, *architecture.hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.output = nn.Linear(sizes[-1], 1, bias=False) if architecture.hidden else None
         if self.output is not None:
             nn.init.zeros_(self.output.weight)
+
+    @property
+    def bilinear(self) -> Tensor:
+        """(F, 1 + G)"""
+        return (self.basis @ self.coordinates).reshape(CANDIDATE_FEATURES, -1)
 
     @property
     def linear_layers(self) -> list[nn.Linear]:
@@ -78,6 +87,12 @@ class Scorer(nn.Module):
             arrays.append(self.output.weight)
         return torch.cat([a.detach().reshape(-1) for a in arrays]).cpu().numpy().astype(np.float64)
 
+    def step_along(self, basis: np.ndarray) -> None:
+        """Keep the weights, and let optimisers step along the columns of `basis` from now on: (B, B), of full rank."""
+        weights = self.get_weights()
+        self.basis.copy_(torch.from_numpy(basis))
+        self.set_weights(weights)
+
     def set_weights(self, weights: np.ndarray) -> None:
         """Set the trainable weights from such a vector, in place.
 
@@ -86,7 +101,7 @@ class Scorer(nn.Module):
         """
         arrays = [torch.from_numpy(np.array(a, np.float32)) for a in split(self.architecture, weights)]
         with torch.no_grad():
-            self.bilinear.copy_(arrays[0])
+            self.coordinates.copy_(torch.linalg.solve(self.basis, arrays[0].flatten()))
             for i, layer in enumerate(self.linear_layers):
                 layer.weight.copy_(arrays[1 + 2 * i].T)
                 layer.bias.copy_(arrays[2 + 2 * i])

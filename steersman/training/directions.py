@@ -1,9 +1,10 @@
-"""Directions of a search over the scorer's weights: a step along any of them changes its decisions alike.
+"""Directions of learning the scorer's weights: a step along any of them changes its decisions alike.
 
 The features of candidates are large and small, and go together: steps of one size in all weights mostly move the score
 along the few directions in which features differ most, and hardly ever along the others. So steps are drawn in the
 space of scores and turned into weights by the root of the inverse covariance of what the weights multiply: the metric
-of the natural gradient (Amari, 1998), at the start of the search.
+of the natural gradient (Amari, 1998), at the start of the search. PPO steps along them as well, those of the
+decisions that it learns from.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ def directions(job: Job, start: np.ndarray, guessed: bool = False) -> np.ndarray
     """
     config = job.config
     rows, _ = record(job.learned(start, "start"), job.fleet, job.episodes(TRAINING, len(config.loads)))
-    drawn = np.random.default_rng(config.seed).permutation(len(rows))[:DECISIONS]
-    rows = rows[np.sort(drawn)]
+    rows = some(rows, config.seed)
     rows[..., COLUMN["slo_guessed"]] = guessed
     spread = covariance(rows, config.architecture)
     kept = behind(config.architecture, "slo_guessed")
@@ -40,6 +40,12 @@ def directions(job: Job, start: np.ndarray, guessed: bool = False) -> np.ndarray
     found = np.eye(len(start))  # an MLP's weights are searched as they are
     found[np.ix_(bilinear, bilinear)] = whitening(spread[np.ix_(bilinear, bilinear)])
     return float(np.sqrt(np.mean(start[~kept] ** 2))) * found[:, searched]
+
+
+def some(rows: np.ndarray, seed: int) -> np.ndarray:
+    """A copy of as many of the decisions as a covariance needs."""
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:DECISIONS]
+    return rows[np.sort(drawn)]
 
 
 def covariance(rows: np.ndarray, architecture: Architecture) -> np.ndarray:

@@ -22,6 +22,7 @@ from steersman.training import tags
 from steersman.training.best import Best
 from steersman.training.checkpoint import load, save
 from steersman.training.config import PpoConfig
+from steersman.training.directions import covariance, some, whitening
 from steersman.training.job import Job
 from steersman.training.progress import Stage, stage
 from steersman.training.situations import SituationsEnv
@@ -106,7 +107,7 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
         left = config.steps - model.num_timesteps
         if left > 0:
             if config.advantages == "roll-outs":
-                env.refresh(model.policy.scorer.get_weights(), model.num_timesteps)
+                collect(model, model.policy.scorer.get_weights())
             model.learn(left, callback=callback, log_interval=None, reset_num_timesteps=False)
         callback.best.consider(model.policy.scorer.get_weights())
     env.close()
@@ -115,6 +116,15 @@ def learn(job: Job, algorithm: str, start: np.ndarray | None) -> dict[str, Any]:
         "steps": int(model.num_timesteps),
         "worth": callback.best.worth,
     }
+
+
+def collect(model: Any, weights: np.ndarray) -> None:
+    """Go on from `weights`, with decisions of their own, in steps that change the scores of these alike."""
+    scorer: Scorer = model.policy.scorer
+    found = model.get_env().refresh(weights, model.num_timesteps)
+    scorer.set_weights(weights)
+    scorer.step_along(whitening(covariance(some(found.rows, model.seed), scorer.architecture)))
+    model.policy.optimizer.state.clear()  # it is of other steps
 
 
 class _Callback(BaseCallback):
@@ -176,5 +186,4 @@ class _CollectingCallback(_Callback):
             return
         if self.best.worth > self._worth:
             self._weights, self._worth = self.best.weights, self.best.worth
-        self._scorer.set_weights(self._weights)
-        self.training_env.env_method("refresh", self._weights, self.num_timesteps)
+        collect(self.model, self._weights)

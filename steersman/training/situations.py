@@ -42,8 +42,8 @@ class SituationsEnv(VecEnv):
         self._drawn, self._actions = np.zeros(at_once, np.int64), np.zeros(at_once, np.int64)
         super().__init__(at_once, observation_space(self._candidates), action_space(self._candidates))
 
-    def refresh(self, weights: np.ndarray, number: int) -> None:
-        """Go on, after the next step, with decisions of the scorer with `weights`.
+    def refresh(self, weights: np.ndarray, number: int) -> Situations:
+        """Go on, after the next step, with decisions of the scorer with `weights`: these.
 
         Collections of different `number` are of different episodes and decisions.
         """
@@ -55,6 +55,7 @@ class SituationsEnv(VecEnv):
             for i, index in enumerate(episodes)
         ]
         self._collected = joined(self._job.arena.each(tried_out, jobs), self._candidates)
+        return self._collected
 
     @property
     def _seen(self) -> Situations:

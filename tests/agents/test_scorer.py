@@ -56,6 +56,19 @@ def test_weights_survive_the_way_through_torch() -> None:
         assert (scorer(architecture).get_weights() == random_weights(architecture)).all()
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=str)
+def test_other_steps_leave_the_weights(architecture: Architecture) -> None:
+    network = scorer(architecture)
+    size = network.coordinates.numel()
+    basis = np.eye(size) + np.random.default_rng(0).normal(size=(size, size)) / size
+    network.step_along(basis)
+    assert network.get_weights() == pytest.approx(random_weights(architecture), abs=1e-5)
+    with torch.no_grad():
+        network.coordinates[3] += 1
+    moved = network.get_weights() - random_weights(architecture)
+    assert moved[:size] == pytest.approx(basis[:, 3], abs=1e-5)
+
+
 def test_a_new_scorer_is_indifferent() -> None:
     rows, _ = next(situations(1))
     assert (Scorer(ARCHITECTURES[2])(torch.from_numpy(rows)) == 0).all()
@@ -76,7 +89,7 @@ def test_every_weight_learns() -> None:
 
 
 def test_constants_are_no_part_of_the_state() -> None:
-    assert sorted(Scorer(Architecture()).state_dict()) == ["bilinear"]
+    assert sorted(Scorer(Architecture()).state_dict()) == ["basis", "coordinates"]
 
 
 def test_weights_of_another_architecture_are_refused() -> None:

@@ -10,12 +10,15 @@ from rich.console import Console
 from simulated import FASTEST, TENANTS, episode, fleet
 
 from steersman.agents.scorer import Scorer
+from steersman.runtime.network import parameters
 from steersman.runtime.observation import COLUMN, WIDTH
 from steersman.runtime.requests import Requests
 from steersman.runtime.simulator.rollout import Rollout
 from steersman.runtime.simulator.simulator import new_outcomes, outcome_columns
+from steersman.training import ppo
 from steersman.training.config import PpoConfig, SearchConfig, TrainingConfig, VariantsConfig
 from steersman.training.counterfactual import Asked, Situations, Values, joined, tried_out
+from steersman.training.directions import covariance
 from steersman.training.job import Job
 from steersman.training.objective import Arena, worth
 from steersman.training.run import Run
@@ -127,4 +130,20 @@ def test_a_step_is_worth_the_advantage_of_the_candidate_that_was_drawn(job: Job)
     assert ended.all()
     assert env._seen is not first
     assert not np.array_equal(env._seen.rows, first.rows)
+    job.close()
+
+
+def test_ppo_steps_along_directions_that_change_what_it_collected_alike(job: Job) -> None:
+    config, architecture = job.config.ppo, job.config.architecture
+    model = ppo.make("maskable-ppo", SituationsEnv(job), config, architecture, 0)
+    weights = np.random.default_rng(0).normal(size=parameters(architecture))
+    ppo.collect(model, weights)
+    scorer: Scorer = model.policy.scorer
+    assert scorer.get_weights() == pytest.approx(weights, abs=1e-4)
+    spread = covariance(model.get_env().reset().reshape(config.rollout, -1, WIDTH), architecture)
+    basis = scorer.basis.double().numpy()
+    plain, along = (np.linalg.eigvalsh(b.T @ spread @ b) for b in (np.eye(len(basis)), basis))
+    assert (along > 0.1 * along[-1]).sum() > 2 * (plain > 0.1 * plain[-1]).sum()
+    model.learn(config.rollout)
+    assert scorer.get_weights() != pytest.approx(weights, abs=1e-3)
     job.close()

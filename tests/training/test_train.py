@@ -20,6 +20,7 @@ from steersman.runtime.network import Architecture, behind, unpack
 from steersman.runtime.policy import CompiledPolicy
 from steersman.training import ppo
 from steersman.training.config import TrainingConfig
+from steersman.training.counterfactual import Situations
 from steersman.training.job import Job
 from steersman.training.objective import Arena
 from steersman.training.run import Run
@@ -221,9 +222,9 @@ def test_a_resumed_ppo_tries_other_decisions_than_those_it_began_with(
 ) -> None:
     begun, refresh = [], SituationsEnv.refresh
 
-    def recorded(self: SituationsEnv, weights: np.ndarray, number: int) -> None:
+    def recorded(self: SituationsEnv, weights: np.ndarray, number: int) -> Situations:
         begun.append(number)
-        refresh(self, weights, number)
+        return refresh(self, weights, number)
 
     monkeypatch.setattr(SituationsEnv, "refresh", recorded)
     resumed_at(config, tmp_path, "ppo.refresh=1", (512, 1024))
