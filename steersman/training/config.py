@@ -66,7 +66,7 @@ class PpoConfig(Model):
     rollout: int = Field(default=512, ge=8, description="steps of each environment between updates")
     batch: int = Field(default=2048, ge=32)
     epochs: int = Field(default=3, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float = Field(default=1.5e-3, gt=0)
     gamma: float = Field(default=0.998, gt=0, le=1, description="a decision; 500 of them are some 10 s")
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     clip: float = Field(default=0.1, gt=0)
