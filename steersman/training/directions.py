@@ -42,6 +42,15 @@ def directions(job: Job, start: np.ndarray, guessed: bool = False) -> np.ndarray
     return float(np.sqrt(np.mean(start[~kept] ** 2))) * found[:, searched]
 
 
+def alike(rows: np.ndarray, architecture: Architecture, seed: int) -> np.ndarray:
+    """For the bilinear weights, of decisions (D, C, WIDTH): (B, B). Weights that make no difference are let be."""
+    spread = covariance(some(rows, seed), architecture)
+    found, never = whitening(spread), np.flatnonzero(np.diagonal(spread) == 0)
+    found[never], found[:, never] = 0.0, 0.0
+    found[never, never] = 1.0
+    return found
+
+
 def some(rows: np.ndarray, seed: int) -> np.ndarray:
     """A copy of as many of the decisions as a covariance needs."""
     drawn = np.random.default_rng(seed).permutation(len(rows))[:DECISIONS]

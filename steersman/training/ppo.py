@@ -22,7 +22,7 @@ from steersman.training import tags
 from steersman.training.best import Best
 from steersman.training.checkpoint import load, save
 from steersman.training.config import PpoConfig
-from steersman.training.directions import covariance, some, whitening
+from steersman.training.directions import alike
 from steersman.training.job import Job
 from steersman.training.progress import Stage, stage
 from steersman.training.situations import SituationsEnv
@@ -123,7 +123,7 @@ def collect(model: Any, weights: np.ndarray) -> None:
     scorer: Scorer = model.policy.scorer
     found = model.get_env().refresh(weights, model.num_timesteps)
     scorer.set_weights(weights)
-    scorer.step_along(whitening(covariance(some(found.rows, model.seed), scorer.architecture)))
+    scorer.step_along(alike(found.rows, scorer.architecture, model.seed))
     model.policy.optimizer.state.clear()  # it is of other steps
 
 
