@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deadly import kills
+from deadly import cuts_off, kills
 from rich.console import Console
 
 from steersman import cli
@@ -157,6 +157,15 @@ def test_a_killed_worker_changes_nothing(arena: ClusterArena, cluster: Cluster, 
         values = arena.values(own, EPISODES, 7)
     assert values.tobytes() == Arena(FLEET, 1).values(own, EPISODES, 7).tobytes()
     assert cluster.lost == lost + 2
+    assert cluster.await_workers(30) == 2
+
+
+def test_a_worker_that_gets_no_objects_counts_as_lost(arena: ClusterArena, cluster: Cluster) -> None:
+    lost = cluster.lost
+    arena.play([(resolve("jsed"), EPISODES[0], 0)], cuts_off)
+    values = ClusterArena(FLEET, WORKLOAD, cluster).values(policies(5), EPISODES, 7)  # sends fleet and workload anew
+    assert values.tobytes() == Arena(FLEET, 1).values(policies(5), EPISODES, 7).tobytes()
+    assert cluster.lost == lost + 1
     assert cluster.await_workers(30) == 2
 
 

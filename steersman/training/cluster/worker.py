@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
+import traceback
 from collections import OrderedDict
 from dataclasses import replace
 from importlib import import_module
@@ -63,15 +64,13 @@ class Worker:
 
         setting: the reference of (workload, fleet). episodes: references of those that were not drawn by a recipe.
         """
-        import ray
-
         chunk: Chunk = pickle.loads(sent)
         if not chunk.jobs:
             return []
         workload, arena = self._setting(chunk.setting, setting[0])
         policies = [one.policy() for one in chunk.policies]
         requests = [
-            ray.get(episodes[one]) if isinstance(one, int) else self._draw(chunk.setting, one, workload, arena)
+            fetched(episodes[one]) if isinstance(one, int) else self._draw(chunk.setting, one, workload, arena)
             for one in chunk.episodes
         ]
         return [chunk.task(arena, policies[p], requests[e], argument) for p, e, argument in chunk.jobs]
@@ -87,10 +86,8 @@ class Worker:
         return resident_mib()
 
     def _setting(self, key: int, reference: Any) -> tuple[Any, Arena]:
-        import ray
-
         if key not in self._settings:
-            workload, fleet = ray.get(reference)
+            workload, fleet = fetched(reference)
             self._settings[key] = workload, Arena(fleet, 1)
             if len(self._settings) > SETTINGS:
                 self._settings.popitem(last=False)
@@ -106,6 +103,17 @@ class Worker:
                 self._bytes -= size(self._episodes.popitem(last=False)[1])
         self._episodes.move_to_end(key)
         return self._episodes[key]
+
+
+def fetched(reference: Any) -> Any:
+    """The object of a reference. A worker whose node has lost its object store ends, as the node does."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except OSError:
+        traceback.print_exc()
+        os._exit(1)
 
 
 NO_REQUESTS = Requests(np.zeros(0, REQUEST), np.zeros(0, np.int64), 1, {})
